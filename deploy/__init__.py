@@ -1,0 +1,1 @@
+"""Everything around the worker: local servers, containers, dashboards, documentation."""

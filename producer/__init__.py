@@ -1,0 +1,1 @@
+"""Publishes image events: from folders, link tables and JSON lines."""

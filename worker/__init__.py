@@ -1,0 +1,1 @@
+"""The streaming image de-duplicator: consumes image events, publishes duplicate verdicts."""
