@@ -1,0 +1,45 @@
+"""Fixtures every test may use: real servers on loopback, and topics of a test's own."""
+
+import uuid
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from deploy.local import LocalKafka, LocalRedis
+
+PARTITIONS = 4
+
+
+class Topics(NamedTuple):
+    """Names nobody else uses: three topics that exist, and a consumer group."""
+
+    images: str
+    verdicts: str
+    dead_letters: str
+    group: str
+
+
+@pytest.fixture
+def redis_server() -> Iterator[LocalRedis]:
+    """An empty Valkey that keeps its data over `kill` and `restart`."""
+    with LocalRedis(aof=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[LocalKafka]:
+    """A broker shared by all tests; one that stops or kills a broker starts its own."""
+    with LocalKafka() as server:
+        yield server
+
+
+@pytest.fixture
+def topics(kafka_server: LocalKafka) -> Topics:
+    """Fresh topics on `kafka_server`, each with four partitions."""
+    own = uuid.uuid4().hex[:8]
+    names = Topics(f"images-{own}", f"verdicts-{own}", f"dead-letter-{own}", f"group-{own}")
+    kafka_server.create_topics(
+        dict.fromkeys((names.images, names.verdicts, names.dead_letters), PARTITIONS)
+    )
+    return names
