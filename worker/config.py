@@ -1,0 +1,294 @@
+"""Every setting: its type, bounds, default, environment variable and flag.
+
+The only module that reads the environment. Everything else takes what it needs as arguments.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.errors import ConfigError
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+ENV_PREFIX = "DEDUP_"
+
+S = TypeVar("S", bound=BaseSettings)
+CommaList = Annotated[tuple[str, ...], NoDecode]
+
+
+class KafkaSettings(BaseSettings):
+    """What every Kafka client of the project shares: the worker, the producer, the tests."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    bootstrap_servers: str = Field("localhost:9092", description="Kafka brokers, host:port,…")
+    topic: str = Field("images", description="topic of new-image events")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how to talk to the brokers"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="SASL mechanism; needed with SASL_PLAINTEXT and SASL_SSL"
+    )
+    sasl_username: str | None = Field(None, description="SASL user")
+    sasl_password: SecretStr | None = Field(None, description="SASL password")
+    kafka_ca_file: Path | None = Field(None, description="PEM file of the brokers' authority")
+    kafka_cert_file: Path | None = Field(None, description="PEM client certificate, for mTLS")
+    kafka_key_file: Path | None = Field(None, description="PEM key of that certificate")
+    kafka_key_password: SecretStr | None = Field(None, description="password of that key")
+    max_message_bytes: int = Field(
+        32 * MIB, ge=KIB, le=GIB, description="largest Kafka message sent or received, in bytes"
+    )
+
+    @model_validator(mode="after")
+    def _sasl_is_complete(self) -> "KafkaSettings":
+        if self.security_protocol.startswith("SASL"):
+            missing = [
+                name
+                for name in ("sasl_mechanism", "sasl_username", "sasl_password")
+                if getattr(self, name) is None
+            ]
+            if missing:
+                raise ValueError(f"{self.security_protocol} needs {', '.join(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _files_exist(self) -> "KafkaSettings":
+        for name, value in self:
+            if isinstance(value, Path) and name.endswith("_file") and not value.is_file():
+                raise ValueError(f"{name}: no such file: {value}")
+        return self
+
+    def client_options(self) -> dict[str, Any]:
+        """The keyword arguments every kafka-python client takes: addresses, TLS, SASL."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers.split(","),
+            "security_protocol": self.security_protocol,
+        }
+        if "SSL" in self.security_protocol:
+            options |= {
+                "ssl_cafile": str(self.kafka_ca_file) if self.kafka_ca_file else None,
+                "ssl_certfile": str(self.kafka_cert_file) if self.kafka_cert_file else None,
+                "ssl_keyfile": str(self.kafka_key_file) if self.kafka_key_file else None,
+                "ssl_password": _plain(self.kafka_key_password),
+            }
+        if self.security_protocol.startswith("SASL"):
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.sasl_username,
+                "sasl_plain_password": _plain(self.sasl_password),
+            }
+        return options
+
+
+class RedisSettings(BaseSettings):
+    """How to reach Redis; shared by the worker and its maintenance commands."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    redis_url: str = Field(
+        "redis://localhost:6379/0",
+        description="redis://, rediss:// (TLS) or unix:// address of Redis or Valkey",
+    )
+    redis_cluster: bool = Field(False, description="the address is a node of a Redis Cluster")
+    redis_username: str | None = Field(None, description="ACL user")
+    redis_password: SecretStr | None = Field(None, description="ACL password")
+    redis_ca_file: Path | None = Field(None, description="PEM file of Redis' authority")
+    redis_timeout_seconds: float = Field(
+        5.0, gt=0, le=300, description="longest wait for one answer of Redis"
+    )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _scheme_is_known(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+
+class Settings(KafkaSettings, RedisSettings):
+    """Everything `python -m worker` can be told."""
+
+    # Kafka, beyond what all clients share
+    verdict_topic: str = Field("images.verdicts", description="topic the verdicts go to")
+    dead_letter_topic: str = Field(
+        "images.dead-letter", description="topic of events that cannot be decided"
+    )
+    group_id: str = Field("dedup", min_length=1, description="consumer group the workers form")
+    delivery: Literal["at-least-once", "exactly-once"] = Field(
+        "at-least-once",
+        description="exactly-once: verdicts and offsets in one Kafka transaction (KIP-447)",
+    )
+    session_timeout_seconds: float = Field(
+        30.0, ge=1, le=1800, description="silence after which the group expels a worker"
+    )
+    commit_interval_seconds: float = Field(
+        1.0, gt=0, le=60, description="pause between two commits of finished offsets"
+    )
+    publish_timeout_seconds: float = Field(
+        30.0, ge=1, le=600, description="longest wait for Kafka to acknowledge a batch"
+    )
+    revoke_timeout_seconds: float = Field(
+        5.0, ge=0, le=300, description="how long a rebalance waits for work in flight"
+    )
+    shutdown_timeout_seconds: float = Field(
+        25.0, ge=1, le=600, description="deadline for finishing after SIGTERM"
+    )
+
+    # What one worker may hold
+    in_flight_events: int = Field(
+        512, ge=1, le=100_000, description="events in work at once; more pauses the partitions"
+    )
+    in_flight_bytes: int = Field(
+        256 * MIB, ge=MIB, description="bytes of events in work at once; more pauses, too"
+    )
+    batch_images: int = Field(64, ge=1, le=4096, description="most images embedded at once")
+    batch_wait_seconds: float = Field(
+        0.02, ge=0, le=10, description="longest wait for a fuller batch while more is decoding"
+    )
+
+    # Events
+    max_id_bytes: int = Field(512, ge=1, le=65_536, description="longest image id, in bytes")
+    max_attributes_bytes: int = Field(
+        16 * KIB, ge=2, le=MIB, description="largest `attributes` of an event, in bytes of JSON"
+    )
+
+    # Images
+    max_image_bytes: int = Field(20 * MIB, ge=1, le=GIB, description="largest encoded image")
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, le=2_000_000_000, description="most pixels an image's header may state"
+    )
+    decode_processes: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        le=256,
+        description="processes that decode images (default: one a core)",
+    )
+    decode_timeout_seconds: float = Field(
+        10.0, gt=0, le=600, description="a decode that takes longer is killed: a dead letter"
+    )
+    decode_memory_bytes: int = Field(
+        GIB, ge=64 * MIB, description="memory one decoding process may take"
+    )
+
+    # Fetching
+    fetch_schemes: CommaList = Field(
+        (), description="schemes of uris that may be fetched: https,http,file; none by default"
+    )
+    fetch_hosts: CommaList = Field(
+        (), description="hosts that may be fetched from, e.g. cdn.example.com,*.example.org"
+    )
+    fetch_roots: CommaList = Field((), description="folders that file:// uris may point into")
+    fetch_networks: CommaList = Field(
+        (), description="non-public networks that may be fetched from, e.g. 10.1.0.0/16"
+    )
+    fetch_timeout_seconds: float = Field(
+        10.0, gt=0, le=600, description="longest a fetch may take, retries not counted"
+    )
+    fetch_attempts: int = Field(
+        3, ge=1, le=20, description="tries before a source is given up (429, 5xx, time-outs)"
+    )
+    fetch_concurrency: int = Field(16, ge=1, le=1024, description="fetches at once")
+
+    # Embedding and matching
+    weights: str = Field("default", description="default, imagenet or a .safetensors file")
+    embed_mode: Literal["auto", "compiled", "bf16", "fp32"] = Field(
+        "auto", description="how the network is run; auto takes the fastest this machine can"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it is run")
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="similarity of a duplicate (default: the weights' own)"
+    )
+    matches: int = Field(5, ge=1, le=20, description="most matches a verdict lists")
+    cluster_limit: int = Field(
+        1024, ge=16, le=65_536, description="records after which a cluster is split"
+    )
+    probes: int = Field(
+        32, ge=0, le=65_536, description="most clusters looked into an image; 0: all"
+    )
+    cache_bytes: int = Field(
+        512 * MIB, ge=MIB, description="memory for stored vectors kept in the worker"
+    )
+
+    # Watching
+    http_host: str = Field("127.0.0.1", description="address of /metrics, /livez and /readyz")
+    http_port: int = Field(9400, ge=0, le=65_535, description="their port; 0 picks a free one")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level that is logged; debug has a line an event"
+    )
+    log_format: Literal["json", "text"] = Field("json", description="shape of a log line")
+
+    @field_validator("fetch_schemes", "fetch_hosts", "fetch_roots", "fetch_networks", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("fetch_schemes")
+    @classmethod
+    def _schemes_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = sorted(set(value) - {"http", "https", "file"})
+        if unknown:
+            raise ValueError(f"not http, https or file: {', '.join(unknown)}")
+        return value
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> "Settings":
+        if len({self.topic, self.verdict_topic, self.dead_letter_topic}) < 3:
+            raise ValueError("topic, verdict_topic and dead_letter_topic must differ")
+        return self
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None else None
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type[BaseSettings]) -> None:
+    """Give `parser` one flag a setting of `cls`; flags left out fall back to the environment."""
+    for name, field in cls.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        note = "" if shown in (None, "") else f", default {shown}"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"setting_{name}",
+            default=argparse.SUPPRESS,
+            metavar=name.rsplit("_", 1)[-1].upper(),
+            help=f"{field.description} [{ENV_PREFIX}{name.upper()}{note}]".replace("%", "%%"),
+        )
+
+
+def from_flags(cls: type[S], args: argparse.Namespace) -> S:
+    """Read `cls` from the environment, overridden by the flags that were given.
+
+    Raises ConfigError with one line when a value is not valid.
+    """
+    given = {
+        name: getattr(args, f"setting_{name}")
+        for name in cls.model_fields
+        if hasattr(args, f"setting_{name}")
+    }
+    return load(cls, given)
+
+
+def load(cls: type[S], given: dict[str, Any] | None = None) -> S:
+    """Read `cls` from the environment and `given`; raises ConfigError with one line."""
+    try:
+        return cls(**(given or {}))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors(include_url=False, include_input=False):
+        name = ".".join(str(part) for part in problem["loc"])
+        variable = f" ({ENV_PREFIX}{name.upper()})" if name else ""
+        parts.append(
+            f"{name}{variable}: {problem['msg'].removeprefix('Value error, ')}".lstrip(": ")
+        )
+    return "; ".join(parts)
