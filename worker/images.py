@@ -22,7 +22,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import (  # the plugins register themselves; else Pillow would load all forty
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageFile,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 
 from worker.errors import EventError, Reason
 
@@ -94,7 +104,7 @@ def open_rgb(data: bytes, limits: ImageLimits, target: int | None = None) -> Ima
     `target` is the side in pixels that will be asked of `to_pixels`: a JPEG is then decoded
     no larger than needed. Raises EventError: `unsupported_format`, `too_large`, `undecodable`.
     """
-    kind = _check_bytes(data, limits)
+    kind = check_bytes(data, limits)
     try:
         with _open(data, kind, limits) as image:
             if target is not None and kind == "JPEG":
@@ -120,8 +130,8 @@ def decode(data: bytes, size: int, limits: ImageLimits) -> NDArray[np.uint8]:
     return to_pixels(open_rgb(data, limits, target=size), size)
 
 
-def _check_bytes(data: bytes, limits: ImageLimits) -> str:
-    """Refuse by length and signature, before any decoder sees the bytes."""
+def check_bytes(data: bytes, limits: ImageLimits) -> str:
+    """Refuse by length and signature, before any decoder sees the bytes; else the format."""
     if len(data) > limits.max_bytes:
         detail = f"{len(data)} bytes, {limits.max_bytes} allowed"
         raise EventError(Reason.TOO_LARGE, detail)
