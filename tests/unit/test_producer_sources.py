@@ -1,0 +1,172 @@
+"""What a folder, a CSV and JSON lines give, hostile ones too."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from producer.sources import (
+    MAX_LINE_BYTES,
+    Found,
+    Item,
+    Rejected,
+    SourceError,
+    count_folder,
+    id_of_link,
+    read_csv,
+    read_folder,
+    read_json_lines,
+)
+
+LINK = "https://images.example/one.jpg"
+
+
+def csv_items(text: str, *columns: str) -> list[Item]:
+    return list(read_csv(io.StringIO(text, newline=""), columns))
+
+
+def json_items(data: bytes) -> list[Item]:
+    return list(read_json_lines(io.BytesIO(data)))
+
+
+def test_a_folder_gives_every_file_below_it_in_order(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a.txt", "sub/c.png", "sub/deeper/empty", ".hidden"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"" if name.endswith("empty") else b"x")
+    os.mkfifo(tmp_path / "pipe")
+    found = list(read_folder(tmp_path))
+    assert all(isinstance(item, Found) for item in found)
+    ids = [item.image_id for item in found if isinstance(item, Found)]
+    assert ids == [".hidden", "a.txt", "b.jpg", "sub/c.png", "sub/deeper/empty"]
+    assert count_folder(tmp_path) == 5
+
+
+def test_folder_ids_do_not_depend_on_where_the_folder_is(tmp_path: Path) -> None:
+    ids = []
+    for place in ("here", "there"):
+        (tmp_path / place / "sub").mkdir(parents=True)
+        (tmp_path / place / "sub" / "a b%.jpg").write_bytes(b"x")
+        (item,) = read_folder(tmp_path / place)
+        assert isinstance(item, Found)
+        assert item.uri is not None
+        assert item.uri.endswith(f"/{place}/sub/a%20b%25.jpg")
+        ids.append(item.image_id)
+    assert ids == ["sub/a b%.jpg"] * 2
+
+
+def test_a_file_name_that_is_no_utf8_gets_an_id_that_is(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    (item,) = read_folder(tmp_path)
+    assert isinstance(item, Found)
+    assert item.image_id == "caf\\xe9.jpg"
+    assert item.uri is not None
+    assert item.uri.endswith("/caf%E9.jpg")
+
+
+def test_a_folder_that_links_to_itself_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
+    assert count_folder(tmp_path) == 1
+
+
+def test_csv_links_of_several_columns_with_blank_cells() -> None:
+    items = csv_items(f"name,front,back\nshirt,{LINK},\nhat,,http://h.example/b\n", "front", "back")
+    assert [(item.place, item.uri) for item in items if isinstance(item, Found)] == [
+        ("line 2, column front", LINK),
+        ("line 3, column back", "http://h.example/b"),
+    ]
+
+
+def test_csv_ids_are_the_same_for_the_same_link_anywhere() -> None:
+    (one,) = csv_items(f"a,link\nx,{LINK}\n", "link")
+    (other,) = csv_items(f"\ufefflink\n{LINK}\n".lstrip("\ufeff"))
+    assert isinstance(one, Found)
+    assert isinstance(other, Found)
+    assert one.image_id == other.image_id == id_of_link(LINK)
+    assert id_of_link(LINK + "?v=2") != one.image_id
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("a,b\n", ()),
+        ("a,b\n", ("c",)),
+        ("a,a\n", ("a",)),
+        ("", ()),
+        ('"unclosed', ("a",)),
+    ],
+)
+def test_a_csv_header_that_does_not_fit_is_one_error(text: str, columns: tuple[str, ...]) -> None:
+    with pytest.raises(SourceError):
+        csv_items(text, *columns)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "no link",
+        "ftp://host.example/a",
+        "javascript:alert(1)",
+        "http:///nohost",
+        "http://[broken/a",
+        "file://",
+        f"{LINK},surplus",
+        '"half quoted" x',
+        "https://h.example/" + "a" * 200_000,
+        "https://h.example/\udcff",
+    ],
+)
+def test_a_bad_csv_row_is_reported_with_its_line_and_the_rest_goes_on(row: str) -> None:
+    bad, good = csv_items(f"link\n{row}\n{LINK}\n")
+    assert isinstance(bad, Rejected)
+    assert bad.place.startswith("line 2")
+    assert len(bad.reason) < 200
+    assert isinstance(good, Found)
+
+
+def test_json_lines_keep_what_the_event_says() -> None:
+    (item,) = json_items(b'\n{"image_id":"7","uri":"file:///a.jpg","op":"check","extra":1}\n')
+    assert item == Found("line 2", "7", "file:///a.jpg", fields={"op": "check", "extra": 1})
+
+
+def test_a_json_line_without_an_id_gets_the_one_of_its_link() -> None:
+    (item,) = json_items(f'{{"uri":"{LINK}"}}'.encode())
+    assert isinstance(item, Found)
+    assert item.image_id == id_of_link(LINK)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[]",
+        b"7",
+        b"\xff\xfe",
+        b"{}",
+        b'{"image_id":7,"uri":"https://h.example/a"}',
+        b'{"image_id":"a","uri":7}',
+        b'{"image_id":"a","uri":"s3://bucket/a"}',
+        b'{"image_id":""}',
+        b"[" * 100_000,
+        b'{"image_id":"' + b"a" * MAX_LINE_BYTES + b'"}',
+    ],
+)
+def test_a_bad_json_line_is_reported_with_its_number_and_the_rest_goes_on(line: bytes) -> None:
+    bad, good = json_items(line + b'\n{"image_id":"good","op":"delete"}\n')
+    assert isinstance(bad, Rejected)
+    assert bad.place == "line 1"
+    assert isinstance(good, Found)
+    assert good.place == "line 2"
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_stop_the_reading_of_json_lines(data: bytes) -> None:
+    assert all(isinstance(item, Found | Rejected) for item in json_items(data))
+
+
+@given(st.text(max_size=300))
+def test_no_text_stops_the_reading_of_a_csv(text: str) -> None:
+    assert all(isinstance(item, Found | Rejected) for item in csv_items(f"link\n{text}", "link"))
