@@ -92,6 +92,7 @@ class RedisSettings(BaseSettings):
     redis_url: str = Field(
         "redis://localhost:6379/0",
         description="redis://, rediss:// (TLS) or unix:// address of Redis or Valkey",
+        repr=False,  # it may hold a password
     )
     redis_cluster: bool = Field(False, description="the address is a node of a Redis Cluster")
     redis_username: str | None = Field(None, description="ACL user")

@@ -1,0 +1,85 @@
+"""Settings: read from flags and environment, validated, explained."""
+
+import argparse
+import re
+
+import pytest
+
+from worker import config
+from worker.config import Settings
+from worker.errors import ConfigError
+
+
+def read(*flags: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    config.add_flags(parser, Settings)
+    return config.from_flags(Settings, parser.parse_args(flags))
+
+
+def test_defaults_hold() -> None:
+    settings = read()
+    assert (settings.topic, settings.delivery) == ("images", "at-least-once")
+    assert settings.fetch_schemes == settings.fetch_hosts == settings.fetch_roots == ()
+
+
+def test_the_environment_is_read_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEDUP_TOPIC", "from-environment")
+    monkeypatch.setenv("DEDUP_FETCH_HOSTS", "a.example, *.b.example")
+    assert read().topic == "from-environment"
+    assert read().fetch_hosts == ("a.example", "*.b.example")
+    assert read("--topic", "from-flag").topic == "from-flag"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--matches", "0"), "DEDUP_MATCHES"),
+        (("--http-port", "x"), "DEDUP_HTTP_PORT"),
+        (("--threshold", "1.5"), "DEDUP_THRESHOLD"),
+        (("--delivery", "perhaps"), "DEDUP_DELIVERY"),
+        (("--fetch-schemes", "ftp"), "ftp"),
+        (("--redis-url", "http://x"), "redis://"),
+        (("--topic", "same", "--verdict-topic", "same"), "must differ"),
+        (("--security-protocol", "SASL_SSL"), "sasl_password"),
+        (("--kafka-ca-file", "/no/such.pem"), "no such file"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(flags: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(*flags)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_explains_every_setting_its_variable_and_default() -> None:
+    parser = argparse.ArgumentParser(
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=500)
+    )
+    config.add_flags(parser, Settings)
+    text = parser.format_help()
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.description and field.description in text
+        assert f"DEDUP_{name.upper()}" in text
+
+
+def test_every_number_is_bounded() -> None:
+    for name, field in Settings.model_fields.items():
+        numeric = field.annotation in (int, float, float | None)
+        assert not numeric or field.metadata, name
+
+
+def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hunter2-very-secret"
+    for name in ("SASL_PASSWORD", "REDIS_PASSWORD", "KAFKA_KEY_PASSWORD"):
+        monkeypatch.setenv(f"DEDUP_{name}", secret)
+    monkeypatch.setenv("DEDUP_REDIS_URL", f"redis://user:{secret}@localhost:6379/0")
+    settings = read()
+    assert secret not in repr(settings)
+    assert secret not in str(settings)
+    parser = argparse.ArgumentParser()
+    config.add_flags(parser, Settings)
+    assert secret not in parser.format_help()
+    with pytest.raises(ConfigError) as caught:
+        read("--redis-url", f"wrong://user:{secret}@localhost")
+    assert not re.search(secret, str(caught.value))

@@ -1,0 +1,82 @@
+"""Order inside a partition, independence between partitions, and patience only where it pays."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
+
+from worker.lanes import Lanes
+from worker.offsets import Partition
+
+
+@dataclass
+class Item:
+    partition: Partition
+    number: int
+    ready: bool = True
+
+
+def lanes() -> Lanes[Item]:
+    return Lanes(lambda item: item.partition, lambda item: item.ready)
+
+
+P, Q = ("t", 0), ("t", 1)
+LONG = 60.0  # patience no test waits for
+
+
+def test_a_slow_head_holds_back_its_own_partition_only() -> None:
+    queue = lanes()
+    slow = Item(P, 1, ready=False)
+    queue.put([slow, Item(P, 2), Item(Q, 1)])
+    assert [(i.partition, i.number) for i in queue.take(10)] == [(Q, 1)]
+    slow.ready = True
+    queue.wake()
+    assert [i.number for i in queue.take(10)] == [1, 2]
+
+
+def test_a_lone_item_does_not_wait_for_company() -> None:
+    queue = lanes()
+    queue.put([Item(P, 1)])
+    assert len(queue.take(64, patience=LONG)) == 1
+
+
+def test_with_more_on_the_way_it_waits_for_them() -> None:
+    queue = lanes()
+    late = Item(Q, 2, ready=False)
+    queue.put([Item(P, 1), late])
+    with ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(queue.take, 64, LONG)
+        late.ready = True
+        queue.wake()
+        assert sorted(i.number for i in taking.result(10)) == [1, 2]
+
+
+def test_patience_ends() -> None:
+    queue = lanes()
+    queue.put([Item(P, 1), Item(Q, 2, ready=False)])
+    assert [i.number for i in queue.take(64, patience=0.01)] == [1]
+
+
+def test_a_busy_partition_does_not_starve_the_others() -> None:
+    queue = lanes()
+    queue.put([Item(P, n) for n in range(100)])
+    queue.put([Item(Q, n) for n in range(100)])
+    first, second = queue.take(50), queue.take(50)
+    assert {i.partition for i in first} != {i.partition for i in second}
+    both = [*first, *second, *queue.take(200)]
+    for partition in (P, Q):
+        assert [i.number for i in both if i.partition == partition] == list(range(100))
+
+
+def test_closing_ends_the_wait() -> None:
+    queue = lanes()
+    started = Event()
+    with ThreadPoolExecutor(1) as pool:
+
+        def take() -> list[Item]:
+            started.set()
+            return queue.take(1)
+
+        taking = pool.submit(take)
+        assert started.wait(10)
+        queue.close()
+        assert taking.result(10) == []

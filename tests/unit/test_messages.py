@@ -1,0 +1,220 @@
+"""Every way an event can be written, rightly and wrongly."""
+
+import json
+from typing import Any
+
+import pytest
+
+from worker.errors import EventError, Reason
+from worker.messages import (
+    MessageLimits,
+    Op,
+    Record,
+    check_id,
+    dead_letter_headers,
+    parse,
+    verdict_id,
+)
+
+LIMITS = MessageLimits()
+GOOD = {"schema": 1, "image_id": "a", "uri": "https://example.com/a.jpg"}
+
+
+def record(
+    value: bytes | None, key: bytes | None = b"a", headers: tuple[tuple[str, bytes], ...] = ()
+) -> Record:
+    return Record("images", 2, 7, 1_700_000_000_000, key, value, headers)
+
+
+def event_json(**changes: Any) -> bytes:
+    body = {**GOOD, **changes}
+    return json.dumps({name: value for name, value in body.items() if value is not ...}).encode()
+
+
+def reason_of(*args: Any, **kwargs: Any) -> tuple[Reason, str]:
+    with pytest.raises(EventError) as caught:
+        parse(record(*args, **kwargs), LIMITS)
+    return caught.value.reason, caught.value.detail
+
+
+def test_json_event_with_everything() -> None:
+    event = parse(
+        record(
+            event_json(
+                op="check",
+                namespace="shop-1",
+                occurred_at="2026-01-02T03:04:05Z",
+                attributes={"sku": "1", "deep": {"list": [1, 2.5, None]}},
+            )
+        ),
+        LIMITS,
+    )
+    assert (event.image_id, event.op, event.namespace) == ("a", Op.CHECK, "shop-1")
+    assert event.uri == "https://example.com/a.jpg"
+    assert event.occurred_at == "2026-01-02T03:04:05Z"
+    assert event.attributes == {"sku": "1", "deep": {"list": [1, 2.5, None]}}
+
+
+def test_optional_fields_have_defaults_and_unknown_ones_are_ignored() -> None:
+    event = parse(record(event_json(colour="blue")), LIMITS)
+    assert (event.op, event.namespace, event.occurred_at, event.attributes) == (
+        Op.ADD,
+        "default",
+        None,
+        None,
+    )
+
+
+def test_inline_image_takes_its_fields_from_key_and_headers() -> None:
+    event = parse(
+        record(
+            b"\xff\xd8bytes",
+            key="ü1".encode(),
+            headers=(
+                ("Content-Type", b"image/jpeg"),
+                ("namespace", b"shop"),
+                ("op", b"check"),
+                ("attributes", b'{"a":1}'),
+            ),
+        ),
+        LIMITS,
+    )
+    assert event.data == b"\xff\xd8bytes"
+    assert (event.image_id, event.namespace, event.op) == ("ü1", "shop", Op.CHECK)
+    assert event.attributes == {"a": 1}
+
+
+def test_cloudevents_binary_mode() -> None:
+    headers = (
+        ("content-type", b"image/png"),
+        ("ce_id", b"evt-1"),
+        ("ce_source", b"/shop"),
+        ("ce_type", b"image.new"),
+        ("ce_time", b"2026-01-02T03:04:05+01:00"),
+    )
+    event = parse(record(b"png", headers=headers), LIMITS)
+    assert (event.image_id, event.occurred_at) == ("a", "2026-01-02T03:04:05+01:00")
+    assert parse(record(b"png", key=None, headers=headers), LIMITS).image_id == "evt-1"
+
+
+def test_tombstone_and_delete_forget_the_image() -> None:
+    tombstone = parse(record(None, headers=(("namespace", b"shop"),)), LIMITS)
+    assert (tombstone.op, tombstone.image_id, tombstone.namespace) == (Op.DELETE, "a", "shop")
+    assert parse(record(event_json(op="delete", uri=...)), LIMITS).op is Op.DELETE
+
+
+def test_an_empty_inline_image_is_no_tombstone() -> None:
+    event = parse(record(b"", headers=(("content-type", b"image/jpeg"),)), LIMITS)
+    assert (event.op, event.data) == (Op.ADD, b"")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"not json",
+        b"[1]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe{}",
+        b'{"schema":1,"image_id":"a","uri":"x"',
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        event_json(image_id=...),
+        event_json(image_id=None),
+        event_json(image_id=7),
+        event_json(image_id=""),
+        event_json(image_id="x" * 513),
+        event_json(image_id="x" * 10_240),
+        event_json(uri=...),
+        event_json(uri=None),
+        event_json(uri=["x"]),
+        event_json(schema=...),
+        event_json(schema="1"),
+        event_json(schema=True),
+        event_json(schema=1.0),
+        event_json(op="ADD"),
+        event_json(op=None),
+        event_json(op="drop"),
+        event_json(namespace=""),
+        event_json(namespace="a b"),
+        event_json(namespace="{x}"),
+        event_json(namespace="n" * 129),
+        event_json(occurred_at="yesterday"),
+        event_json(occurred_at="2026-01-02"),
+        event_json(occurred_at="2026-01-02T03:04:05"),
+        event_json(attributes=[1]),
+        event_json(attributes={"a": "x" * 16_384}),
+        b'{"schema":1,"image_id":"a","uri":"x","attributes":{"a":NaN}}',
+        b'{"schema":1,"image_id":"\\ud800","uri":"x"}',
+    ],
+)
+def test_bad_messages_say_what_is_wrong(value: bytes) -> None:
+    reason, detail = reason_of(value)
+    assert reason is Reason.BAD_MESSAGE
+    assert detail and len(detail) < 300
+
+
+def test_another_schema_is_named_as_such() -> None:
+    assert reason_of(event_json(schema=2))[0] is Reason.UNSUPPORTED_SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("key", "headers"),
+    [
+        (None, (("content-type", b"image/png"),)),
+        (b"\xff", (("content-type", b"image/png"),)),
+        (b"a", (("content-type", b"image/png"), ("attributes", b"[]"))),
+        (b"a", (("content-type", b"image/png"), ("op", b"\xff"))),
+        (b"a", (("content-type", b"image/png"), ("schema", b"x"))),
+        (b"", (("content-type", b"image/png"),)),
+    ],
+)
+def test_bad_inline_events(key: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> None:
+    assert reason_of(b"data", key=key, headers=headers)[0] is Reason.BAD_MESSAGE
+
+
+def test_a_tombstone_without_key_is_a_bad_message() -> None:
+    assert reason_of(None, key=None)[0] is Reason.BAD_MESSAGE
+
+
+@pytest.mark.parametrize("image_id", ["x", "a\nb", "{tag}*?[", 'quo"te\\', "日本", "x" * 512])
+def test_odd_ids_are_fine(image_id: str) -> None:
+    assert parse(record(event_json(image_id=image_id)), LIMITS).image_id == image_id
+
+
+def test_the_limits_are_settings() -> None:
+    tight = MessageLimits(max_id_bytes=2, max_attributes_bytes=8)
+    assert parse(record(event_json(image_id="é")), tight).image_id == "é"
+    for value in (event_json(image_id="abc"), event_json(attributes={"long": 1})):
+        with pytest.raises(EventError):
+            parse(record(value), tight)
+
+
+def test_ids_of_verdicts_depend_on_their_place_alone() -> None:
+    assert verdict_id("n", "a", 1) == verdict_id("n", "a", 1)
+    different = {
+        verdict_id("n", "a", 1),
+        verdict_id("n", "a", 2),
+        verdict_id("n", "b", 1),
+        verdict_id("m", "a", 1),
+        verdict_id("na", "", 1),
+        check_id("n", "a", record(b"")),
+    }
+    assert len(different) == 6
+
+
+def test_dead_letter_headers_come_after_the_original_ones() -> None:
+    original = record(b"x", headers=(("trace", b"1"),))
+    error = EventError(Reason.BAD_MESSAGE, "why\n" + "x" * 5000)
+    headers = dead_letter_headers(original, error, "9.9")
+    assert headers[0] == ("trace", b"1")
+    added = dict(headers[1:])
+    assert added["dedup-reason"] == b"bad_message"
+    assert len(added["dedup-detail"]) == 1000
+    assert (added["dedup-topic"], added["dedup-partition"], added["dedup-offset"]) == (
+        b"images",
+        b"2",
+        b"7",
+    )
+    assert added["dedup-worker-version"] == b"9.9"

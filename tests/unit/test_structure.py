@@ -1,0 +1,85 @@
+"""The house rules that a reader of imports can check."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# What each module of the stream may import of the project; nothing else, so imports go one way.
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "messages": {"errors"},
+    "metrics": set(),
+    "logs": set(),
+    "health": set(),
+    "offsets": set(),
+    "lanes": {"offsets"},
+    "vectors": set(),
+    "decide": {"messages"},
+    "storage": {"config", "errors"},
+    "retrying": {"errors", "metrics"},
+    "jobs": {"errors", "index", "messages", "offsets"},
+    "resolving": {"decide", "errors", "index", "jobs", "messages", "metrics", "retrying"},
+    "pipeline": {
+        "errors",
+        "index",
+        "jobs",
+        "lanes",
+        "messages",
+        "metrics",
+        "resolving",
+        "retrying",
+        "vectors",
+    },
+    "broker": {"config", "errors", "messages", "offsets"},
+    "assignment": {"jobs", "messages", "metrics", "offsets"},
+    "loop": {
+        "assignment",
+        "broker",
+        "config",
+        "errors",
+        "jobs",
+        "messages",
+        "metrics",
+        "pipeline",
+        "retrying",
+    },
+}
+
+
+def project_imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = node.module.split(".")
+            if parts[0] == "worker":
+                found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+            elif parts[0] in ("producer", "deploy", "tests"):
+                found.add(parts[0])
+    return found
+
+
+def test_imports_go_one_way() -> None:
+    for module, allowed in MAY_IMPORT.items():
+        imported = project_imports(ROOT / "worker" / f"{module}.py")
+        assert imported <= allowed, (module, imported - allowed)
+
+
+def environment_reads(path: Path) -> int:
+    """Mentions of the environment, but for assignments such as os.environ["X"] = "1"."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    mentions = [
+        n for n in nodes if isinstance(n, ast.Attribute) and n.attr in ("environ", "getenv")
+    ]
+    written = {
+        id(n.value) for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.ctx, ast.Store)
+    }
+    return sum(id(n) not in written for n in mentions)
+
+
+def test_only_config_reads_the_environment() -> None:
+    for package in ("worker", "producer"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path != ROOT / "worker" / "config.py":
+                assert environment_reads(path) == 0, path

@@ -1,0 +1,71 @@
+"""`python -m worker [COMMAND]`: run a worker, or one of the commands around it.
+
+Wiring only: reads the settings, builds the parts, hands them to each other.
+"""
+
+import argparse
+import importlib
+import logging
+import signal
+import sys
+from importlib.metadata import version
+
+from worker import config, logs
+from worker.errors import ConfigError
+from worker.service import Service
+
+COMMANDS = {
+    "train": ("worker.training.train", "train the network on photos"),
+    "evaluate": ("worker.training.evaluate", "measure weights on edited photos"),
+    "calibrate": ("worker.training.calibrate", "propose a threshold for one's own pictures"),
+    "fsck": ("worker.index.fsck", "check every invariant of the index"),
+    "audit": ("worker.index.audit", "compare the index with brute force on a sample"),
+    "rebuild": ("worker.index.rebuild", "fill a namespace again, with another model"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Dispatch; a wrong setting is one line and exit status 2."""
+    try:
+        if argv and argv[0] in COMMANDS:
+            module = importlib.import_module(COMMANDS[argv[0]][0])
+            return int(module.main(argv[1:]))
+        return run(argv)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(argv: list[str]) -> int:
+    """Run a worker until SIGTERM or SIGINT. Exit status 0: everything in flight was finished."""
+    release = version("image-dedup-stream")
+    parser = _parser(release)
+    settings = config.from_flags(config.Settings, parser.parse_args(argv))
+    logs.configure(settings.log_level, settings.log_format)
+    service = Service(settings, release)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: service.stop())
+    try:
+        return service.run()
+    except ConfigError:
+        raise
+    except Exception:
+        logging.getLogger(__name__).exception("worker died")
+        return 1
+
+
+def _parser(release: str) -> argparse.ArgumentParser:
+    commands = "\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m worker",
+        description="Consume image events from Kafka, publish which earlier image each repeats.",
+        epilog=f"other commands (each with --help of its own):\n{commands}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=release)
+    config.add_flags(parser, config.Settings)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

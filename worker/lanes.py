@@ -1,0 +1,76 @@
+"""Jobs between two stages: one lane a partition, order kept inside, none waiting for another's.
+
+A lane's head is handed on once it is ready; a slow job holds back its own partition only.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from threading import Condition
+from time import monotonic
+from typing import Generic, TypeVar
+
+from worker.offsets import Partition
+
+Job = TypeVar("Job")
+
+
+class Lanes(Generic[Job]):
+    """A thread-safe queue of jobs, ordered by partition. How many it holds, its user bounds."""
+
+    def __init__(self, partition: Callable[[Job], Partition], ready: Callable[[Job], bool]) -> None:
+        self._partition = partition
+        self._ready = ready
+        self._lanes: dict[Partition, deque[Job]] = {}
+        self._changed = Condition()
+        self._closed = False
+
+    def put(self, jobs: list[Job]) -> None:
+        """Append jobs to their lanes."""
+        with self._changed:
+            for job in jobs:
+                self._lanes.setdefault(self._partition(job), deque()).append(job)
+            self._changed.notify()
+
+    def wake(self) -> None:
+        """Tell a waiting `take` that some job has become ready."""
+        with self._changed:
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Let `take` return what is ready and then nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def take(self, most: int, patience: float = 0.0) -> list[Job]:
+        """Wait for ready heads; return up to `most` of them, or [] once closed and empty.
+
+        With at least one ready, wait up to `patience` seconds for more, but only while other
+        jobs are here and on their way: a lone job never waits.
+        """
+        with self._changed:
+            taken: list[Job] = []
+            deadline: float | None = None
+            while True:
+                self._collect(taken, most)
+                if self._closed or len(taken) == most or (taken and not self._lanes):
+                    return taken
+                if taken and deadline is None:
+                    deadline = monotonic() + patience
+                remaining = None if deadline is None else deadline - monotonic()
+                if remaining is not None and remaining <= 0:
+                    return taken
+                self._changed.wait(remaining)
+
+    def _collect(self, taken: list[Job], most: int) -> None:
+        for partition in list(self._lanes):
+            lane = self._lanes[partition]
+            while lane and len(taken) < most and self._ready(lane[0]):
+                taken.append(lane.popleft())
+            if not lane:
+                del self._lanes[partition]
+            elif len(taken) < most or self._ready(lane[0]):
+                # Last served goes last, so that a busy partition cannot starve the others.
+                self._lanes[partition] = self._lanes.pop(partition)
+            if len(taken) == most:
+                return

@@ -1,0 +1,257 @@
+"""Poll, pipeline, publish, commit, stop.
+
+The one documented order: index written → verdicts acknowledged → offsets committed. The main
+thread polls and commits, the pipeline's threads work, one thread publishes. Rebalances happen
+inside `poll`, so nothing here may keep the main thread from polling.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty
+from threading import Event, Thread
+from time import monotonic, time
+
+from worker.assignment import Assignment
+from worker.broker import Consumer, Offsets, Outgoing, Publisher, TransactionalPublisher
+from worker.config import Settings
+from worker.errors import EventError, InfrastructureError
+from worker.jobs import Job
+from worker.messages import Verdict, dead_letter_headers
+from worker.metrics import Metrics
+from worker.pipeline import Pipeline
+from worker.retrying import PAUSE_SECONDS
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+POLL_EVENTS = 256  # most events taken from one poll, so that commits keep their pace
+STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Where outcomes go."""
+
+    verdicts: str
+    dead_letters: str
+
+
+class Loop:
+    """One worker's life between joining the group and leaving it."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        version: str,
+        on_step: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        """`on_step` is told "published" and "committed"; fault tests crash there."""
+        self._settings = settings
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._version = version
+        self._on_step = on_step
+        self._topics = Topics(settings.verdict_topic, settings.dead_letter_topic)
+        self._assignment = Assignment(metrics)
+        self.consumer = Consumer(settings, self._assignment)
+        self._stop = Event()  # asked to stop: finish what is in flight
+        self._closing = Event()  # done, or out of time: publish nothing more
+        self._turned = monotonic()
+        self._paused = False
+        self._commit_due = monotonic()
+        self._commit_pending = False
+        self._trouble: str | None = None
+        self._publisher_failure: BaseException | None = None
+        self._publisher = Thread(target=self._publish_stage, name="publish", daemon=True)
+
+    def stop(self) -> None:
+        """Finish what is in flight, commit, leave. Safe in a signal handler."""
+        self._stop.set()
+
+    def live(self) -> bool:
+        """Whether the loop turns and every stage lives."""
+        turning = monotonic() - self._turned < STALLED_SECONDS
+        return turning and self._pipeline.alive() and self._publisher.is_alive()
+
+    def publishing(self) -> bool:
+        """Whether Kafka takes what is published."""
+        return self._trouble is None
+
+    def run(self) -> int:
+        """Work until stopped. Returns 0 when everything in flight was finished, 1 otherwise.
+
+        Raises whatever a stage died of.
+        """
+        self._pipeline.start()
+        self._publisher.start()
+        try:
+            while not self._stop.is_set():
+                self._turn()
+            return self._drain()
+        finally:
+            self._closing.set()
+            self._pipeline.close(timeout=1.0)
+            self._publisher.join(1.0)
+            self.consumer.close(timeout_seconds=2.0)
+
+    def _turn(self) -> None:
+        self._turned = monotonic()
+        self._raise_failures()
+        room = self._make_room()
+        try:
+            records = self.consumer.poll(POLL_SECONDS, max(1, min(room, POLL_EVENTS)))
+        except InfrastructureError as error:
+            self._metrics.kafka_errors.labels(type(error.__cause__).__name__).inc()
+            log.warning("poll failed, retrying", extra={"error": str(error)})
+            self._stop.wait(PAUSE_SECONDS[1])
+            return
+        self._pipeline.admit(self._assignment.admit(records))
+        self._commit_if_due()
+
+    def _raise_failures(self) -> None:
+        for failure in (self._pipeline.failure, self._publisher_failure):
+            if failure is not None:
+                raise failure
+
+    def _make_room(self) -> int:
+        """Events that may be admitted; pauses the partitions when there is no room."""
+        events, held, age = self._assignment.load()
+        self._metrics.inflight_events.set(events)
+        self._metrics.oldest_uncommitted_age.set(age)
+        room = self._settings.in_flight_events - events
+        full = room <= 0 or held >= self._settings.in_flight_bytes
+        if full:
+            if not self._paused:
+                self._metrics.backpressure_pauses.inc()
+            # Again at each turn: a rebalance may have brought partitions that are not paused.
+            self.consumer.pause()
+        elif self._paused:
+            self.consumer.resume()
+        self._paused = full
+        return 0 if full else room
+
+    def _commit_if_due(self) -> None:
+        exactly_once = self._settings.delivery == "exactly-once"
+        if exactly_once or self._commit_pending or monotonic() < self._commit_due:
+            return
+        self._commit_due = monotonic() + self._settings.commit_interval_seconds
+        offsets = self._assignment.committable()
+        if offsets:
+            self._commit_pending = True
+            self.consumer.commit(offsets, self._committed)
+
+    def _committed(self, offsets: Offsets, error: Exception | None) -> None:
+        self._commit_pending = False
+        self._metrics.commits.labels("failed" if error else "succeeded").inc()
+        if error is not None:
+            # During a rebalance this is normal; the next commit carries these offsets, too.
+            log.info("commit failed", extra={"error": repr(error)})
+            return
+        self._assignment.committed(offsets)
+        self._on_step("committed")
+
+    def _drain(self) -> int:
+        """Finish and commit what is in flight, within the deadline."""
+        deadline = monotonic() + self._settings.shutdown_timeout_seconds
+        log.info("stopping", extra={"inflight": self._assignment.unfinished()})
+        while self._assignment.unfinished() and monotonic() < deadline:
+            self._turned = monotonic()
+            self._raise_failures()
+            self._closing.wait(0.01)
+        unfinished = self._assignment.unfinished()
+        offsets = self._assignment.committable()
+        if offsets and self._settings.delivery == "at-least-once":
+            try:
+                self.consumer.commit_now(offsets, max(1.0, deadline - monotonic()))
+                self._metrics.commits.labels("succeeded").inc()
+                self._assignment.committed(offsets)
+            except InfrastructureError as error:
+                self._metrics.commits.labels("failed").inc()
+                log.warning("last commit failed", extra={"error": str(error)})
+                unfinished += 1
+        log.info("stopped", extra={"unfinished": unfinished})
+        return 1 if unfinished else 0
+
+    # ── the publishing thread ───────────────────────────────────────────────────────────────
+
+    def _publish_stage(self) -> None:
+        try:
+            publish, close = self._make_publisher()
+            while not self._closing.is_set():
+                try:
+                    jobs = self._pipeline.outcomes.get(timeout=POLL_SECONDS)
+                except Empty:
+                    continue
+                self._publish(publish, jobs)
+            close(0.0)
+        except BaseException as error:
+            log.exception("publishing died")
+            self._publisher_failure = error
+
+    def _make_publisher(
+        self,
+    ) -> tuple[Callable[[list[Outgoing], Offsets], None], Callable[[float], None]]:
+        settings = self._settings
+        if settings.delivery == "exactly-once":
+            identity = f"{settings.group_id}-{self.consumer.client_id}"
+            transactional = TransactionalPublisher(settings, self.consumer, identity)
+            return transactional.publish, transactional.close
+        plain = Publisher(settings)
+        return lambda messages, _: plain.publish(messages), plain.close
+
+    def _publish(self, publish: Callable[[list[Outgoing], Offsets], None], jobs: list[Job]) -> None:
+        """Publish until acknowledged; jobs whose partition is lost meanwhile are dropped."""
+        pause, longest = PAUSE_SECONDS
+        while not self._closing.is_set():
+            held = [job for job in jobs if not job.lease.lost]
+            if not held:
+                return
+            messages = [message for job in held for message in self._outgoing(job)]
+            try:
+                with self._metrics.stage("publish"):
+                    publish(messages, self._assignment.offsets_after(held))
+            except InfrastructureError as error:
+                cause = error.__cause__ or error
+                self._metrics.kafka_errors.labels(type(cause).__name__).inc()
+                if self._trouble is None:
+                    log.warning("publishing failed, retrying", extra={"error": str(error)})
+                self._trouble = str(error)
+                self._closing.wait(pause)
+                pause = min(longest, pause * 2)
+                continue
+            if self._trouble is not None:
+                log.info("publishing again")
+                self._trouble = None
+            self._on_step("published")
+            self._assignment.finish(held)
+            self._account(held)
+            return
+
+    def _outgoing(self, job: Job) -> list[Outgoing]:
+        record, outcome = job.record, job.outcome
+        if isinstance(outcome, EventError):
+            headers = tuple(dead_letter_headers(record, outcome, self._version))
+            return [Outgoing(self._topics.dead_letters, record.key, record.value, headers)]
+        if isinstance(outcome, Verdict):
+            return [Outgoing(self._topics.verdicts, outcome.image_id.encode(), outcome.to_json())]
+        return []  # a delete: nothing to tell but the offset
+
+    def _account(self, jobs: list[Job]) -> None:
+        now = time()
+        for job in jobs:
+            where = {"partition": job.record.partition, "offset": job.record.offset}
+            if isinstance(job.outcome, EventError):
+                self._metrics.dead_letters.labels(str(job.outcome.reason)).inc()
+                log.debug("dead letter", extra=where | {"reason": str(job.outcome)})
+            elif isinstance(job.outcome, Verdict):
+                self._metrics.verdicts.labels(str(job.outcome.verdict)).inc()
+                self._metrics.event_to_verdict.observe(
+                    max(0.0, now - job.record.timestamp_ms / 1000)
+                )
+                log.debug("verdict", extra=where | {"verdict": str(job.outcome.verdict)})
+            else:
+                log.debug("deleted", extra=where)

@@ -1,0 +1,236 @@
+"""Events to outcomes: the line of stages every event passes, each in threads of its own.
+
+    admit ──► read ──► recognise ──► decode ──► embed ──► resolve ──► outcomes
+              parse,   id or bytes   pixels,    128-d     insert and compare in Redis,
+              fetch    known?        killable   vectors   decide, store the verdict
+
+Knows the index, the embedder and the decoders, but nothing of Kafka: it is given jobs and hands
+back the same jobs with an outcome, in the order they came per partition. Stages work on whatever
+is ready, so batches grow with the load and a lone event waits for nobody.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import Queue
+from threading import Event, Thread
+from time import monotonic
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.errors import EventError
+from worker.index import Index
+from worker.jobs import Job, Pixels
+from worker.lanes import Lanes
+from worker.messages import MessageLimits, parse
+from worker.metrics import Metrics
+from worker.resolving import Resolver
+from worker.retrying import Closed, Persistence
+from worker.vectors import quantize
+
+log = logging.getLogger(__name__)
+
+
+class Embeds(Protocol):
+    """What the pipeline needs of `worker.embedder.Embedder`."""
+
+    @property
+    def model_id(self) -> str: ...
+    def embed_pixels(self, pixels: Pixels) -> NDArray[np.float32]: ...
+
+
+class Decodes(Protocol):
+    """What it needs of `worker.decoding.DecoderPool`."""
+
+    def submit(self, data: bytes) -> "Future[Pixels]": ...
+
+
+class Fetches(Protocol):
+    """What it needs of `worker.sources.Fetcher`."""
+
+    def fetch(self, uri: str) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """Sizes and waits of the stages; `worker.config` tells their meaning and bounds."""
+
+    threshold: float
+    batch_images: int = 64
+    batch_wait_seconds: float = 0.02
+    fetch_concurrency: int = 16
+    limits: MessageLimits = field(default_factory=MessageLimits)
+
+
+class Pipeline:
+    """The stages and the queues between them; how much is inside, its user bounds."""
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        embedder: Embeds,
+        decoders: Decodes,
+        fetcher: Fetches,
+        metrics: Metrics,
+        settings: PipelineSettings,
+        on_step: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        """`on_step` is told each step of the protocol once it is done; fault tests crash there."""
+        self.outcomes: Queue[list[Job]] = Queue()
+        self.failure: BaseException | None = None  # what a stage died of
+        self.persist = Persistence(metrics)
+        self._embedder = embedder
+        self._decoders = decoders
+        self._fetcher = fetcher
+        self._metrics = metrics
+        self._settings = settings
+        self._on_step = on_step
+        self._resolver = Resolver(
+            index=index,
+            persist=self.persist,
+            metrics=metrics,
+            model_id=embedder.model_id,
+            threshold=settings.threshold,
+            on_step=on_step,
+        )
+        self._sourced: Lanes[Job] = Lanes(lambda job: job.partition, Job.source_ready)
+        self._decoded: Lanes[Job] = Lanes(lambda job: job.partition, Job.pixels_ready)
+        self._embedded: Queue[list[Job]] = Queue()
+        # Deletes per namespace: each counter has one writing stage, their difference is in line.
+        self._deletes_passed: Counter[str] = Counter()
+        self._deletes_done: Counter[str] = Counter()
+        self._stopping = Event()
+        self._fetchers = ThreadPoolExecutor(settings.fetch_concurrency, "fetch")
+        stages = (self._recognise_stage, self._embed_stage, self._resolve_stage)
+        self._threads = [
+            Thread(target=self._guard, args=(stage,), name=stage.__name__.strip("_"), daemon=True)
+            for stage in stages
+        ]
+
+    def start(self) -> None:
+        """Start the stages."""
+        for thread in self._threads:
+            thread.start()
+
+    def close(self, timeout: float) -> None:
+        """Stop the stages within `timeout` seconds; jobs still inside are dropped, uncommitted."""
+        self._stopping.set()
+        self.persist.close()
+        self._sourced.close()
+        self._decoded.close()
+        self._embedded.put([])
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
+        deadline = monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - monotonic()))
+
+    def alive(self) -> bool:
+        """Whether every stage still runs."""
+        return self.failure is None and all(thread.is_alive() for thread in self._threads)
+
+    def _guard(self, stage: Callable[[], None]) -> None:
+        try:
+            stage()
+        except Closed:
+            log.info("stopped while waiting for the index", extra={"stage": stage.__name__})
+        except BaseException as error:
+            log.exception("stage died", extra={"stage": stage.__name__})
+            self.failure = error
+
+    def admit(self, jobs: list[Job]) -> None:
+        """Parse, start fetching, and put in line. Never blocks."""
+        for job in jobs:
+            try:
+                job.event = event = parse(job.record, self._settings.limits)
+            except EventError as error:
+                job.outcome = error
+                self._metrics.events.labels("unknown").inc()
+                continue
+            self._metrics.events.labels(str(event.op)).inc()
+            if event.data is not None:
+                job.data = event.data
+            elif event.uri is not None and not job.is_delete:
+                job.source = self._fetchers.submit(self._fetch, event.uri)
+                job.source.add_done_callback(lambda _: self._sourced.wake())
+        self._sourced.put(jobs)
+
+    def _fetch(self, uri: str) -> bytes:
+        with self._metrics.stage("read"):
+            return self._fetcher.fetch(uri)
+
+    def _recognise_stage(self) -> None:
+        while jobs := self._sourced.take(self._settings.batch_images):
+            for job in jobs:
+                self._take_source(job)
+            with self._metrics.stage("recognise"):
+                self._resolver.recognise([job for job in jobs if self._may_be_known(job)])
+            for job in jobs:
+                self._start_decoding(job)
+            self._decoded.put(jobs)
+
+    def _take_source(self, job: Job) -> None:
+        if job.event is not None and job.is_delete:
+            self._deletes_passed[job.event.namespace] += 1
+        if not job.live or job.is_delete:
+            return
+        if job.source is not None:
+            try:
+                job.data = job.source.result()
+            except EventError as error:
+                job.outcome = error
+                return
+        job.sha256 = hashlib.sha256(job.data).digest()
+
+    def _may_be_known(self, job: Job) -> bool:
+        """Whether to ask early: not past a delete still in line, whose image looks known yet."""
+        if job.event is None or job.is_delete or not job.live:
+            return False
+        namespace = job.event.namespace
+        return self._deletes_passed[namespace] == self._deletes_done[namespace]
+
+    def _start_decoding(self, job: Job) -> None:
+        if job.live and job.answer is None and not job.is_delete:
+            job.pixels = self._decoders.submit(job.data)
+            job.pixels.add_done_callback(lambda _: self._decoded.wake())
+        job.data = b""  # the decoders have it; held on, it would double the bytes in flight
+
+    def _embed_stage(self) -> None:
+        settings = self._settings
+        while jobs := self._decoded.take(settings.batch_images, settings.batch_wait_seconds):
+            self._embed([job for job in jobs if job.pixels is not None and job.live])
+            self._embedded.put(jobs)
+
+    def _embed(self, jobs: list[Job]) -> None:
+        pixels: list[Pixels] = []
+        decoded: list[Job] = []
+        for job in jobs:
+            assert job.pixels is not None
+            try:
+                pixels.append(job.pixels.result())
+                decoded.append(job)
+            except EventError as error:
+                job.outcome = error
+            job.pixels = None
+        if not decoded:
+            return
+        with self._metrics.stage("embed"):
+            vectors = quantize(self._embedder.embed_pixels(np.stack(pixels)))
+        self._metrics.batch_images.observe(len(decoded))
+        for job, vector in zip(decoded, vectors, strict=True):
+            job.vector = vector
+        self._on_step("embedded")
+
+    def _resolve_stage(self) -> None:
+        while (jobs := self._embedded.get()) and not self._stopping.is_set():
+            with self._metrics.stage("resolve"):
+                self._resolver.resolve(jobs)
+            for job in jobs:
+                if job.event is not None and job.is_delete:
+                    self._deletes_done[job.event.namespace] += 1
+            self.outcomes.put(jobs)

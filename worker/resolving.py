@@ -1,0 +1,145 @@
+"""Jobs with vectors to jobs with outcomes: insert and compare, decide, store the verdict.
+
+Owns the order *index written → verdict stored*; publishing and committing come after it,
+elsewhere. Every call may be repeated: the index answers a repeated call as it did the first.
+"""
+
+from collections.abc import Callable
+
+from worker import decide
+from worker.errors import EventError, Reason
+from worker.index import Answer, Index
+from worker.jobs import Job, segments
+from worker.messages import Verdict, VerdictKind, check_id, verdict_id
+from worker.metrics import Metrics
+from worker.retrying import Persistence
+
+
+class Resolver:
+    """Turns answers of the index into outcomes."""
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        persist: Persistence,
+        metrics: Metrics,
+        model_id: str,
+        threshold: float,
+        on_step: Callable[[str], None],
+    ) -> None:
+        self._index = index
+        self._persist = persist
+        self._metrics = metrics
+        self._model_id = model_id
+        self._threshold = threshold
+        self._on_step = on_step
+
+    def recognise(self, jobs: list[Job]) -> None:
+        """Answer known ids and known bytes before anything is decoded."""
+        for segment in segments(jobs):
+            arrivals = [job.arrival() for job in segment]
+            answers = self._persist("recognise", self._index.recognise, arrivals)
+            for job, answer in zip(segment, answers, strict=True):
+                job.answer = answer
+            self._on_step("recognised")
+
+    def resolve(self, jobs: list[Job]) -> None:
+        """Give every live job its outcome, in order."""
+        for segment in segments(jobs):
+            live = [job for job in segment if job.live]
+            for job in live:
+                if job.is_delete:
+                    self._forget(job)
+            self._place([job for job in live if job.vector is not None])
+            self._conclude([job for job in live if job.answer is not None])
+
+    def _forget(self, job: Job) -> None:
+        event = job.event
+        assert event is not None
+        position = (job.record.partition, job.record.offset)
+        self._persist("forget", self._index.forget, event.namespace, event.image_id, position)
+        self._on_step("forgotten")
+
+    def _place(self, jobs: list[Job]) -> None:
+        if not jobs:
+            return
+        arrivals = [job.arrival() for job in jobs]
+        answers = self._persist("place", self._index.place, arrivals)
+        for job, answer in zip(jobs, answers, strict=True):
+            job.answer = answer
+            self._observe(answer)
+        self._on_step("placed")
+
+    def _observe(self, answer: Answer) -> None:
+        self._metrics.clusters_probed.observe(answer.clusters_probed)
+        self._metrics.vectors_compared.observe(answer.vectors_compared)
+        if answer.truncated:
+            self._metrics.probes_truncated.inc()
+        if answer.best is not None:
+            self._metrics.best_similarity.observe(answer.best.similarity)
+
+    def _conclude(self, jobs: list[Job]) -> None:
+        """Decide, store the verdict (the first one stored stays), render what is stored."""
+        packed: dict[int, bytes] = {}
+        unsettled: list[tuple[int, tuple[str, str, int, bytes]]] = []
+        for number, job in enumerate(jobs):
+            event, answer = job.event, job.answer
+            assert event is not None and answer is not None
+            if answer.outcome == "conflict":
+                detail = "this id is stored with other bytes; delete it to replace the image"
+                job.outcome = EventError(Reason.ID_CONFLICT, detail)
+                continue
+            if answer.verdict is not None:
+                self._metrics.redeliveries.inc()
+                packed[number] = answer.verdict
+                continue
+            packed[number] = decide.pack(conclude(answer, self._threshold))
+            if answer.sequence is not None:
+                entry = (event.namespace, event.image_id, answer.sequence, packed[number])
+                unsettled.append((number, entry))
+        if unsettled:
+            entries = [entry for _, entry in unsettled]
+            settled = self._persist("settle", self._index.settle, entries)
+            packed |= {n: won for (n, _), won in zip(unsettled, settled, strict=True)}
+            self._on_step("settled")
+        for number, stored in packed.items():
+            jobs[number].outcome = self._render(jobs[number], stored)
+
+    def _render(self, job: Job, packed: bytes) -> Verdict:
+        event, answer = job.event, job.answer
+        assert event is not None and answer is not None
+        named = (answer.exact_of, answer.earliest, answer.best, *answer.matches)
+        names = {near.sequence: near.image_id for near in named if near is not None}
+        missing = decide.unpack(packed).sequences() - names.keys()
+        if missing:
+            found = self._persist("names", self._index.names, event.namespace, sorted(missing))
+            names |= found
+        identity = (
+            check_id(event.namespace, event.image_id, job.record)
+            if answer.sequence is None
+            else verdict_id(event.namespace, event.image_id, answer.sequence)
+        )
+        return decide.render(packed, event, identity, names, self._model_id)
+
+
+def conclude(answer: Answer, threshold: float) -> decide.Decision:
+    """The decision an answer of the index leads to."""
+    if answer.exact_of is not None:
+        kind, original = VerdictKind.EXACT, decide.near(answer.exact_of)
+        best, matches = original, (original,)
+    else:
+        original = decide.near(answer.earliest) if answer.earliest is not None else None
+        kind = VerdictKind.UNIQUE if original is None else VerdictKind.DUPLICATE
+        best = decide.near(answer.best) if answer.best is not None else None
+        matches = tuple(decide.near(match) for match in answer.matches)
+    return decide.Decision(
+        kind=kind,
+        threshold_micro=round(threshold * decide.MICRO),
+        clusters_probed=answer.clusters_probed,
+        vectors_compared=answer.vectors_compared,
+        truncated=answer.truncated,
+        duplicate_of=original,
+        best=best,
+        matches=matches,
+    )

@@ -1,0 +1,219 @@
+"""A running worker: its parts built from settings, its background threads, its start and end.
+
+Owns the order of starting (health first, so that a worker that waits can be seen waiting) and of
+stopping. The work itself is `pipeline` and `loop`.
+"""
+
+import logging
+from collections.abc import Callable
+from threading import Event, Thread
+from time import monotonic
+from typing import TypeVar
+
+from worker.config import Settings
+from worker.decoding import DecoderPool
+from worker.embedder import Embedder
+from worker.errors import InfrastructureError
+from worker.health import HealthServer
+from worker.images import ImageLimits
+from worker.index import Index, IndexSettings
+from worker.loop import Loop
+from worker.messages import MessageLimits
+from worker.metrics import Metrics
+from worker.pipeline import Pipeline, PipelineSettings
+from worker.sources import Fetcher, SourcePolicy
+from worker.storage import connect
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+WATCH_SECONDS = 2.0  # between two looks at Redis, Kafka, lag and clusters
+IDLE_SECONDS = 1.0  # between two looks for clusters to split, when there was none
+START_PAUSE_SECONDS = 1.0  # between two tries of a service that is not there yet
+
+
+class Service:
+    """One worker process."""
+
+    def __init__(self, settings: Settings, release: str) -> None:
+        self._settings = settings
+        self._release = release
+        self._stopping = Event()
+        self._loop: Loop | None = None
+        self._index: Index | None = None
+        self._redis_up = self._kafka_up = False
+        self.metrics = Metrics()
+
+    def stop(self) -> None:
+        """Finish what is in flight and end. Safe in a signal handler."""
+        self._stopping.set()
+        if self._loop is not None:
+            self._loop.stop()
+
+    def run(self) -> int:
+        """Serve until stopped; the exit status."""
+        settings = self._settings
+        live = {"loop": self._live}
+        ready = {
+            "model": lambda: self._index is not None,
+            "group": lambda: self._loop is not None and self._loop.consumer.joined(),
+            "redis": lambda: self._redis_up,
+            "kafka": lambda: self._kafka_up,
+        }
+        with HealthServer(
+            settings.http_host, settings.http_port, self.metrics.registry, live, ready
+        ) as health:
+            log.info("starting", extra={"version": self._release, "http_port": health.port})
+            embedder = Embedder.load(
+                settings.weights, mode=settings.embed_mode, device=settings.device
+            )
+            threshold = settings.threshold or embedder.threshold
+            self._describe(embedder, threshold)
+            with self._decoders(embedder.input_size) as decoders:
+                return self._work(embedder, threshold, decoders)
+
+    def _live(self) -> bool:
+        # While the parts are being built there is no loop to turn yet.
+        return self._loop is None or self._loop.live()
+
+    def _describe(self, embedder: Embedder, threshold: float) -> None:
+        facts = {
+            "version": self._release,
+            "model_id": embedder.model_id,
+            "threshold": f"{threshold:.4f}",
+            "device": embedder.device,
+            "embed_mode": embedder.mode,
+        }
+        self.metrics.build_info.info(facts)
+        log.info("model loaded", extra=facts)
+
+    def _decoders(self, size: int) -> DecoderPool:
+        settings = self._settings
+        return DecoderPool(
+            settings.decode_processes,
+            size,
+            ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
+            settings.decode_timeout_seconds,
+            settings.decode_memory_bytes,
+        )
+
+    def _fetcher(self) -> Fetcher:
+        settings = self._settings
+        return Fetcher(
+            SourcePolicy(
+                schemes=settings.fetch_schemes,
+                hosts=settings.fetch_hosts,
+                roots=settings.fetch_roots,
+                networks=settings.fetch_networks,
+                max_bytes=settings.max_image_bytes,
+                timeout_seconds=settings.fetch_timeout_seconds,
+                attempts=settings.fetch_attempts,
+            )
+        )
+
+    def _work(self, embedder: Embedder, threshold: float, decoders: DecoderPool) -> int:
+        settings = self._settings
+        client = self._until_there("redis", lambda: connect(settings))
+        index = Index(
+            client,
+            embedder.model_id,
+            IndexSettings(
+                threshold=threshold,
+                matches=settings.matches,
+                cluster_limit=settings.cluster_limit,
+                probes=settings.probes,
+                probe_margin=settings.probe_margin,
+                cache_bytes=settings.cache_bytes,
+            ),
+        )
+        fetcher = self._fetcher()
+        pipeline = Pipeline(
+            index=index,
+            embedder=embedder,
+            decoders=decoders,
+            fetcher=fetcher,
+            metrics=self.metrics,
+            settings=PipelineSettings(
+                threshold=threshold,
+                batch_images=settings.batch_images,
+                batch_wait_seconds=settings.batch_wait_seconds,
+                fetch_concurrency=settings.fetch_concurrency,
+                limits=MessageLimits(settings.max_id_bytes, settings.max_attributes_bytes),
+            ),
+        )
+        loop = self._until_there(
+            "kafka",
+            lambda: Loop(
+                settings=settings, pipeline=pipeline, metrics=self.metrics, version=self._release
+            ),
+        )
+        self._index, self._loop = index, loop
+        if self._stopping.is_set():
+            loop.stop()
+        threads = [
+            Thread(target=work, name=work.__name__.strip("_"), daemon=True)
+            for work in (self._watch, self._maintain)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            return loop.run()
+        finally:
+            self._stopping.set()
+            fetcher.close()
+
+    def _until_there(self, name: str, build: Callable[[], Result]) -> Result:
+        """Build a part that needs a service; a service that is not there yet is waited for."""
+        while True:
+            try:
+                return build()
+            except InfrastructureError as error:
+                log.warning("waiting for %s", name, extra={"error": str(error)})
+                if self._stopping.wait(START_PAUSE_SECONDS):
+                    raise
+
+    def _watch(self) -> None:
+        """Keep readiness, lag and the cluster figures current."""
+        while not self._stopping.is_set():
+            self._redis_up = self._answers("redis", self._look_at_redis)
+            self._kafka_up = self._answers("kafka", self._look_at_kafka)
+            self._stopping.wait(WATCH_SECONDS)
+
+    def _answers(self, name: str, look: Callable[[], None]) -> bool:
+        try:
+            look()
+        except InfrastructureError as error:
+            log.info("%s does not answer", name, extra={"error": str(error)})
+            return False
+        return True
+
+    def _look_at_redis(self) -> None:
+        assert self._index is not None
+        self._index.ping()
+        stats = self._index.stats()
+        self.metrics.clusters.set(stats.clusters)
+        self.metrics.cluster_records.set(stats.largest_cluster)
+
+    def _look_at_kafka(self) -> None:
+        assert self._loop is not None
+        lags = self._loop.consumer.lag(WATCH_SECONDS)
+        self.metrics.consumer_lag.clear()
+        for (topic, partition), lag in lags.items():
+            self.metrics.consumer_lag.labels(topic, str(partition)).set(lag)
+        if not self._loop.publishing():
+            raise InfrastructureError("publishing fails")
+
+    def _maintain(self) -> None:
+        """Split, merge and compact clusters, a bounded piece at a time, beside the stream."""
+        assert self._index is not None
+        while not self._stopping.is_set():
+            started = monotonic()
+            try:
+                busy = self._index.maintain(None)
+            except InfrastructureError as error:
+                log.info("maintenance waits", extra={"error": str(error)})
+                busy = False
+            if busy:
+                self.metrics.stage_seconds.labels("maintain").observe(monotonic() - started)
+            else:
+                self._stopping.wait(IDLE_SECONDS)
