@@ -1,0 +1,235 @@
+"""`python -m deploy.demo`: the whole trip on this machine, start to finish, then a report.
+
+Starts Tansu and Valkey on free loopback ports and two workers, publishes photos and edited copies
+of them (or a folder of one's own), follows the verdicts, prints what came of it, writes
+`demo-report.html`, and leaves no process behind. Exit status: 0 when every event was answered,
+1 when not, 2 for a wrong argument, 130 when interrupted.
+"""
+
+import argparse
+import http.client
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deploy.demo_photos import Sample, write_samples
+from deploy.demo_report import Report, print_table, write_report
+from deploy.demo_results import Collector, Outcome
+from deploy.local import HOST, LocalKafka, LocalRedis
+from deploy.process import ChildFailedError, ChildProcess, Deadline, free_port
+from producer.sources import count_folder
+
+IMAGES, VERDICTS, DEAD_LETTERS = "images", "images.verdicts", "images.dead-letter"
+PARTITIONS = 4
+WORKERS = 2
+READY_SECONDS = 300.0
+IDLE_SECONDS = 120.0
+STOP_SECONDS = 30.0
+# Tansu holds the first join of a group for half of it.
+SESSION_TIMEOUT_SECONDS = 6
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    folder: Path | None = options.images and Path(options.images).expanduser().absolute()
+    if problem := folder and _folder_problem(folder):
+        console.print(f"demo: {problem}", markup=False)
+        return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="dedup-demo-") as directory, ExitStack() as stack:
+            demo = Demo(console, Path(directory), stack)
+            report = demo.own_folder(folder) if folder else demo.shipped_photos()
+            write_report(report, options.report)
+    except ChildFailedError as error:
+        console.print(f"demo: {error}", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("demo: interrupted; everything it started is stopped")
+        return 130
+    print_table(report, console)
+    console.print(f"\nPairs side by side: [bold]{options.report}[/bold]")
+    if not report.results.complete:
+        console.print(f"[red]{report.results.missing} events got no answer")
+    return 0 if report.results.complete and not report.producer_log else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__)
+    parser.add_argument("--images", help="a folder of one's own instead of the shipped photos")
+    parser.add_argument("--report", type=Path, default=Path("demo-report.html"))
+    return parser
+
+
+def _folder_problem(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder}: no such folder"
+    if "," in str(folder):  # the worker's list of roots is separated by commas
+        return f"{folder}: a path with a comma cannot be allowed to the workers"
+    if count_folder(folder) == 0:
+        return f"{folder}: there are no files in it"
+    return ""
+
+
+class Demo:
+    """One run; `stack` ends whatever was started, in reverse order."""
+
+    def __init__(self, console: Console, directory: Path, stack: ExitStack) -> None:
+        self._console = console
+        self._directory = directory
+        self._stack = stack
+        self._workers: list[ChildProcess] = []
+        self._producer_log = ""
+
+    def shipped_photos(self) -> Report:
+        """Photos first; when all are decided, their copies mixed with new photos."""
+        first, second = self._directory / "photos", self._directory / "stream"
+        first.mkdir()
+        second.mkdir()
+        truth = {_id(sample): sample for sample in write_samples(first, second)}
+        self._start_servers()
+        self._start_workers()
+        with closing(self._collector()) as collector, self._progress(len(truth)) as progress:
+            for folder in (first, second):
+                prefix = ("--inline", "--key-prefix", f"{folder.name}/")
+                if not self._publish(folder, prefix, collector, progress):
+                    break
+        paths = {image_id: sample.path for image_id, sample in truth.items()}
+        return self._report(collector, paths, truth)
+
+    def own_folder(self, folder: Path) -> Report:
+        """Everything in a folder, unedited; the workers read the files themselves."""
+        self._start_servers()
+        self._start_workers("--fetch-schemes=file", f"--fetch-roots={folder}")
+        total = count_folder(folder)
+        with closing(self._collector()) as collector, self._progress(total) as progress:
+            self._publish(folder, (), collector, progress)
+        paths = {image_id: folder / image_id for image_id in collector.results.outcomes}
+        return self._report(collector, paths, None)
+
+    def _report(
+        self, collector: Collector, paths: dict[str, Path], truth: dict[str, Sample] | None
+    ) -> Report:
+        return Report(collector.results, paths, truth, self._directory, self._producer_log)
+
+    def _start_servers(self) -> None:
+        self._redis = self._stack.enter_context(LocalRedis())
+        self._kafka = self._stack.enter_context(LocalKafka())
+        topics = (IMAGES, VERDICTS, DEAD_LETTERS)
+        self._kafka.create_topics(dict.fromkeys(topics, PARTITIONS))
+        self._console.print(
+            f"Tansu (Kafka) on {self._kafka.bootstrap}, Valkey (Redis) on {HOST}:{self._redis.port}"
+        )
+
+    def _start_workers(self, *flags: str) -> None:
+        ports = [free_port() for _ in range(WORKERS)]
+        for number, port in enumerate(ports, 1):
+            worker = self._python(
+                f"worker-{number}",
+                *("-m", "worker", *self._kafka_flags(), "--redis-url", self._redis.url),
+                *("--verdict-topic", VERDICTS, "--dead-letter-topic", DEAD_LETTERS),
+                *("--session-timeout-seconds", str(SESSION_TIMEOUT_SECONDS)),
+                *("--http-host", HOST, "--http-port", str(port), "--decode-processes", "1"),
+                *flags,
+            )
+            self._workers.append(worker)
+        deadline = Deadline(READY_SECONDS)
+        with self._console.status(f"{WORKERS} workers load the network and join the group …"):
+            while not all(_ready(port) for port in ports):
+                self._check_workers()
+                if deadline.passed:
+                    raise self._workers[0].failure(f"no worker was ready in {READY_SECONDS:g} s")
+                time.sleep(0.1)
+
+    def _publish(
+        self, folder: Path, flags: Sequence[str], collector: Collector, progress: Progress
+    ) -> bool:
+        """Publish a folder and follow until all is decided; False when nothing moves any more."""
+        producer = self._python(
+            f"producer-{folder.name}", "-m", "producer", str(folder), *self._kafka_flags(), *flags
+        )
+        deadline = Deadline(IDLE_SECONDS)
+        while True:
+            producing = producer.running
+            if new := collector.poll():
+                deadline = Deadline(IDLE_SECONDS)
+                progress.update(
+                    progress.task_ids[0],
+                    completed=len(collector.results.outcomes),
+                    description=_line(new[-1]),
+                )
+            self._check_workers()
+            if not producing:
+                collector.count_events()
+                if collector.results.missing <= 0 or deadline.passed:
+                    break
+        if producer.exit_status != 0:
+            self._producer_log += producer.log_tail()
+        return collector.results.complete
+
+    def _python(self, name: str, *arguments: str) -> ChildProcess:
+        log = self._directory / f"{name}.log"
+        child = ChildProcess([sys.executable, *arguments], log)
+        self._stack.callback(child.stop, STOP_SECONDS)
+        return child
+
+    def _kafka_flags(self) -> tuple[str, ...]:
+        return ("--bootstrap-servers", self._kafka.bootstrap, "--topic", IMAGES)
+
+    def _check_workers(self) -> None:
+        for worker in self._workers:
+            if not worker.running:
+                raise worker.failure(f"a worker ended with status {worker.exit_status}")
+
+    def _collector(self) -> Collector:
+        return Collector(self._kafka.bootstrap, IMAGES, VERDICTS, DEAD_LETTERS)
+
+    def _progress(self, total: int) -> Progress:
+        progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=self._console,
+        )
+        progress.add_task("publishing …", total=total)
+        return progress
+
+
+def _id(sample: Sample) -> str:
+    return f"{sample.path.parent.name}/{sample.path.name}"
+
+
+def _line(outcome: Outcome) -> str:
+    """What the progress bar says of the latest outcome."""
+    name = Path(outcome.image_id).name
+    if outcome.reason:
+        return f"{name}: {outcome.reason}"
+    if outcome.duplicate_of is None:
+        return f"{name}: unique"
+    return f"{name}: {outcome.verdict} of {Path(outcome.duplicate_of).name}"
+
+
+def _ready(port: int) -> bool:
+    """Whether the worker that serves `port` says it is ready."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
