@@ -9,6 +9,7 @@ image; the answer is `ANSWER` (status, length) and that many bytes: with `PIXELS
 size x size x 3 samples, with `REFUSED` a reason and a detail, UTF-8, a NUL between them.
 """
 
+import logging
 import os
 import resource
 import signal
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     """Serve until stdin ends."""
     size, max_bytes, max_pixels, memory_bytes, parent = map(int, argv)
     _stay_out_of_the_way(parent)
+    _mute_codecs()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy would reserve memory for every core
     from worker.images import ImageLimits, decode
 
@@ -82,12 +84,21 @@ def _stay_out_of_the_way(parent: int) -> None:
         os._exit(1)
 
 
+def _mute_codecs() -> None:
+    """Keep Python's own last words, but not what codecs have to say about strangers' files."""
+    logging.disable()
+    warnings.simplefilter("ignore")
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
 def _limit_pillow(max_pixels: int) -> None:
     """Give Pillow's process-wide limit our value: it raises at twice its own."""
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
-    warnings.simplefilter("ignore")  # of strangers' files, thousands a minute
 
 
 def _limit_memory(memory_bytes: int) -> None:

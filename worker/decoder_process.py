@@ -57,7 +57,7 @@ class DecoderProcess:
     def __init__(self, size: int, limits: ImageLimits, memory_bytes: int) -> None:
         self.jobs: deque[Job] = deque()
         self.ready = False
-        self._shape = (size, size, 3)
+        self._shape, self._samples = (size, size, 3), size * size * 3
         self._outgoing: deque[memoryview] = deque()
         self._head = bytearray(len(READY))
         self._body: Pixels | bytearray | None = None
@@ -156,7 +156,7 @@ class DecoderProcess:
 
     def _expect_body(self, status: int, length: int) -> None:
         pixels = status == PIXELS
-        wanted = np.prod(self._shape) if pixels else min(length, _MOST_REFUSAL_BYTES)
+        wanted = self._samples if pixels else min(length, _MOST_REFUSAL_BYTES)
         if not self.jobs or length != wanted:
             raise ProcessLost
         if pixels:

@@ -79,7 +79,8 @@ class DecoderPool:
             job.finish(error)
             return job.future
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or len(self._waiting) < self._queue)
+            while len(self._waiting) >= self._queue and not self._closing:
+                self._changed.wait()
             if self._closing:
                 raise InfrastructureError("the decoder pool is closed")
             self._waiting.append(job)
@@ -155,7 +156,8 @@ class DecoderPool:
                 job = self._waiting.popleft()
                 if job.future.running() or job.future.set_running_or_notify_cancel():
                     self._give(min(able, key=lambda child: len(child.jobs)), job)
-            self._changed.notify_all()
+            if len(self._waiting) <= self._queue // 2:  # waking a thread for each is dear
+                self._changed.notify_all()
 
     def _give(self, child: DecoderProcess, job: Job) -> None:
         child.give(job)
@@ -230,7 +232,7 @@ class DecoderPool:
     def _start_failed(self, detail: str) -> None:
         """Try again later; after a few times, tell those who wait."""
         self._failed_starts += 1
-        pause = min(0.1 * 2**self._failed_starts, _MOST_START_PAUSE)
+        pause = min(0.05 * 2**self._failed_starts, _MOST_START_PAUSE)
         self._start_at = time.monotonic() + pause
         if self._failed_starts >= _MOST_FAILED_STARTS:
             self._fail_waiting(f"decoder processes do not start: {detail}")

@@ -45,7 +45,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 _MAX_DETAIL = 160  # characters of a decoder's message kept in a dead letter
 
-# What Pillow 11 to 13 raises for bad bytes, as fuzzing found it. `OSError` can mean nothing
+# What Pillow raises for bad bytes, from reading it and from fuzzing. `OSError` can mean nothing
 # else here: the source is memory. Everything missing from this list is a bug and surfaces.
 _BAD_BYTES = (
     OSError,
@@ -54,10 +54,8 @@ _BAD_BYTES = (
     ValueError,
     TypeError,
     LookupError,
-    AttributeError,
     ArithmeticError,
     AssertionError,
-    RuntimeError,
     struct.error,
     zlib.error,
     Warning,  # where the process turns warnings into errors
