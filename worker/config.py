@@ -205,10 +205,13 @@ class Settings(KafkaSettings, RedisSettings):
     )
     matches: int = Field(5, ge=1, le=20, description="most matches a verdict lists")
     cluster_limit: int = Field(
-        1024, ge=16, le=65_536, description="records after which a cluster is split"
+        512, ge=8, le=65_536, description="records after which a cluster is split"
     )
     probes: int = Field(
-        32, ge=0, le=65_536, description="most clusters looked into an image; 0: all"
+        64, ge=0, le=65_536, description="most clusters looked into for an image; 0: all"
+    )
+    probe_margin: float = Field(
+        0.3, ge=0, le=2, description="clusters this much less similar than the nearest are left out"
     )
     cache_bytes: int = Field(
         512 * MIB, ge=MIB, description="memory for stored vectors kept in the worker"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from queue import Empty
 from threading import Event, Thread
 from time import monotonic, time
+from uuid import uuid4
 
 from worker.assignment import Assignment
 from worker.broker import Consumer, Offsets, Outgoing, Publisher, TransactionalPublisher
@@ -197,7 +198,8 @@ class Loop:
     ) -> tuple[Callable[[list[Outgoing], Offsets], None], Callable[[float], None]]:
         settings = self._settings
         if settings.delivery == "exactly-once":
-            identity = f"{settings.group_id}-{self.consumer.client_id}"
+            # One id for the life of this process: a successor fences by membership, not by name.
+            identity = f"{settings.group_id}-{uuid4().hex}"
             transactional = TransactionalPublisher(settings, self.consumer, identity)
             return transactional.publish, transactional.close
         plain = Publisher(settings)

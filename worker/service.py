@@ -42,6 +42,7 @@ class Service:
         self._loop: Loop | None = None
         self._index: Index | None = None
         self._redis_up = self._kafka_up = False
+        self._splits_seen = 0.0
         self.metrics = Metrics()
 
     def stop(self) -> None:
@@ -191,8 +192,9 @@ class Service:
         assert self._index is not None
         self._index.ping()
         stats = self._index.stats()
-        self.metrics.clusters.set(stats.clusters)
-        self.metrics.cluster_records.set(stats.largest_cluster)
+        self.metrics.clusters.set(stats["clusters"])
+        self.metrics.cluster_splits.inc(stats["splits"] - self._splits_seen)
+        self._splits_seen = stats["splits"]
 
     def _look_at_kafka(self) -> None:
         assert self._loop is not None

@@ -1,0 +1,24 @@
+"""A worker whose index reads first and inserts later: what the race test must catch."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from worker import service
+from worker.__main__ import main
+from worker.index import Answer, Arrival, Index
+
+
+class ReadsFirst(Index):
+    """Answers with what was stored before the insert, but not in the same step."""
+
+    def place(self, arrivals: Sequence[Arrival]) -> list[Answer]:
+        """Look (as a check does), then insert; the answer is that of the look."""
+        looked = super().place([replace(arrival, store=False) for arrival in arrivals])
+        placed = super().place(arrivals)
+        return [replace(a, sequence=b.sequence) for a, b in zip(looked, placed, strict=True)]
+
+
+if __name__ == "__main__":
+    vars(service)["Index"] = ReadsFirst
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""Everything delivered three times, offsets reset, workers killed: the verdicts are the same."""
+
+import random
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka.structs import OffsetAndMetadata, TopicPartition
+
+from deploy.local import LocalKafka, LocalRedis
+from tests.conftest import PARTITIONS, Topics
+from tests.photos import jpeg, near_copy, scene
+from tests.stream.harness import Event, Reader, Worker, distinct, inline, publish, until
+
+FAMILIES = 60
+DELIVERIES = 3
+KILLS = 4
+SECONDS = 300
+THRESHOLD = 0.9
+
+
+def families() -> list[Event]:
+    """Originals, near copies and exact copies; a family stays in one partition, so in one order."""
+    events = []
+    for number in range(FAMILIES):
+        original = scene(number)
+        place = number % PARTITIONS
+        events += [
+            inline(f"{number}-original", jpeg(original), partition=place),
+            inline(f"{number}-copy", jpeg(near_copy(original), 80), partition=place),
+            inline(f"{number}-exact", jpeg(original), partition=place),
+        ]
+    return events
+
+
+class Run:
+    """Topics, a Redis and two workers of their own."""
+
+    def __init__(self, kafka: LocalKafka, stack: ExitStack, folder: Path) -> None:
+        own = uuid.uuid4().hex[:8]
+        self.kafka = kafka
+        self.topics = Topics(f"i-{own}", f"v-{own}", f"d-{own}", f"g-{own}")
+        kafka.create_topics(dict.fromkeys(self.topics[:3], PARTITIONS))
+        redis = stack.enter_context(LocalRedis())
+        self.workers = [
+            stack.enter_context(
+                Worker(
+                    kafka.bootstrap,
+                    redis.url,
+                    self.topics,
+                    folder / f"{own}-{number}.log",
+                    threshold=THRESHOLD,
+                    commit_interval_seconds=0.2,
+                )
+            )
+            for number in range(2)
+        ]
+        self.reader = stack.enter_context(
+            Reader(kafka.bootstrap, self.topics.verdicts, self.topics.dead_letters)
+        )
+
+    def consumer(self) -> KafkaConsumer:
+        """A client that speaks for the group while the group is empty."""
+        return KafkaConsumer(
+            bootstrap_servers=self.kafka.bootstrap,
+            group_id=self.topics.group,
+            enable_auto_commit=False,
+        )
+
+    def finished(self) -> bool:
+        """Whether the group has committed everything there is."""
+        self.reader.read()
+        partitions = [TopicPartition(self.topics.images, n) for n in range(PARTITIONS)]
+        consumer = self.consumer()
+        try:
+            ends = consumer.end_offsets(partitions)
+            return all((consumer.committed(p) or 0) == ends[p] for p in partitions)
+        finally:
+            consumer.close()
+
+    def wait_for_more(self, count: int) -> None:
+        """Wait for `count` more verdicts, or for the end."""
+        verdicts = self.reader.messages[self.topics.verdicts]
+        wanted = len(verdicts) + count
+        until(lambda: self.finished() or len(verdicts) >= wanted, SECONDS, "some progress")
+
+    def reset_offsets(self) -> None:
+        """Make the group read everything again."""
+        consumer = self.consumer()
+        try:
+            consumer.commit(
+                {
+                    TopicPartition(self.topics.images, n): OffsetAndMetadata(0, "", -1)
+                    for n in range(PARTITIONS)
+                }
+            )
+        finally:
+            consumer.close()
+
+    def outcome(self) -> dict[str, tuple[str, str | None]]:
+        """What each image was found to be; each must have got one verdict, however often."""
+        assert self.reader.messages[self.topics.dead_letters] == []
+        verdicts = distinct(self.reader.verdicts(self.topics.verdicts))
+        return {name: (v["verdict"], v["duplicate_of"]) for name, v in verdicts.items()}
+
+
+def clean_outcome(run: Run, events: list[Event]) -> dict[str, Any]:
+    publish(run.kafka.bootstrap, run.topics.images, events)
+    until(run.finished, SECONDS, "the clean run")
+    return run.outcome()
+
+
+def faulty_outcome(run: Run, events: list[Event]) -> dict[str, Any]:
+    chance = random.Random(7)
+    for _ in range(DELIVERIES):
+        publish(run.kafka.bootstrap, run.topics.images, events)
+    for _ in range(KILLS):
+        run.wait_for_more(chance.randint(1, 80))
+        victim = chance.choice(run.workers)
+        victim.kill()
+        victim.start()
+    until(run.finished, SECONDS, "the faulty run")
+    for worker in run.workers:
+        assert worker.terminate() == 0
+    run.reset_offsets()
+    for worker in run.workers:
+        worker.start()
+    until(run.finished, SECONDS, "the run after the reset")
+    return run.outcome()
+
+
+def test_the_verdicts_equal_a_clean_runs(kafka_server: LocalKafka, tmp_path: Path) -> None:
+    events = families()
+    with ExitStack() as stack:
+        clean = Run(kafka_server, stack, tmp_path)
+        expected = clean_outcome(clean, events)
+        for worker in clean.workers:
+            assert worker.terminate() == 0
+        assert {kind for kind, _ in expected.values()} == {"unique", "duplicate", "exact"}
+        faulty = Run(kafka_server, stack, tmp_path)
+        found = faulty_outcome(faulty, events)
+        redelivered = sum(w.metric("dedup_redeliveries_total") for w in faulty.workers)
+    assert found == expected
+    assert len(found) == len(events)
+    assert redelivered >= len(events)
