@@ -1,0 +1,104 @@
+"""What the index is asked and what it answers.
+
+Owns the value types of the index's interface and its settings. It must not know Redis.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from worker.vectors import Vectors
+
+Outcome = Literal["placed", "exact", "seen", "conflict"]
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Limits and choices of the index; each is a setting of the worker."""
+
+    threshold: float
+    """Similarity from which a neighbour is a match, in (-1, 1]."""
+    matches: int = 5
+    """Neighbours an answer lists at most."""
+    cluster_limit: int = 512
+    """Records in a cluster from which it is due for a split."""
+    probes: int = 64
+    """Clusters looked into for one image at most; 0 means all of them."""
+    probe_margin: float = 0.30
+    """A cluster whose centroid is less similar than the nearest one's by more is left out."""
+    cache_bytes: int = 1 << 30
+    """Bytes of cluster records a worker keeps in memory."""
+    tail_records: int = 1024
+    """Records one script may answer with; a worker further behind loads the clusters first."""
+    namespaces: int = 256
+    """Namespaces whose centroid tables a worker keeps in memory."""
+    lock_seconds: float = 30.0
+    """Life of a maintenance lock; a worker that dies holding one delays that cluster so long."""
+    attempts: int = 64
+    """Times an arrival follows moved clusters before the call fails as an infrastructure error."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        if not -1.0 < self.threshold <= 1.0:
+            raise ValueError(f"threshold must lie in (-1, 1], not {self.threshold}")
+        if self.cluster_limit < 8:
+            raise ValueError(f"cluster_limit must be at least 8, not {self.cluster_limit}")
+        for name in ("matches", "cache_bytes", "tail_records", "namespaces", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.probes < 0 or self.probe_margin < 0:
+            raise ValueError("probes and probe_margin must not be negative")
+
+    @property
+    def hard_limit(self) -> int:
+        """Records at which a cluster takes no more until it is split; bounds every script."""
+        return 4 * self.cluster_limit
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One image to recognise or place.
+
+    `sha256` is the full digest of its bytes, `position` the partition and offset of its event,
+    `vector` an int8 row (128,); `store=False` asks without leaving a trace.
+    """
+
+    namespace: str
+    image_id: str
+    sha256: bytes
+    store: bool
+    position: tuple[int, int]
+    vector: Vectors | None = None
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A stored image and its similarity to the one asked about."""
+
+    image_id: str
+    sequence: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the index says to an arrival; neighbours always have a smaller sequence.
+
+    - placed: compared; `earliest` is the match with the smallest sequence, `best` the most similar
+      stored image whether it matches or not, `matches` the most similar ones that do.
+    - exact: `exact_of` has the same bytes; nothing was compared.
+    - seen: settled before; `verdict` holds the bytes kept then.
+    - conflict: the id is stored with other bytes.
+
+    `sequence` is the image's own; a check, which gets none, is told None.
+    """
+
+    outcome: Outcome
+    sequence: int | None = None
+    verdict: bytes | None = None
+    exact_of: Neighbour | None = None
+    earliest: Neighbour | None = None
+    best: Neighbour | None = None
+    matches: tuple[Neighbour, ...] = ()
+    clusters_probed: int = 0
+    vectors_compared: int = 0
+    truncated: bool = False

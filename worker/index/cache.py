@@ -1,0 +1,131 @@
+"""Cluster records a worker keeps in memory, least recently used out first.
+
+Owns the parsed prefixes of clusters: sequences, vectors, lengths. A record, once written, never
+changes under one epoch, so a prefix stays true and only its tail is ever fetched. It must not know
+Redis or routing.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.index.keys import NEVER_READ, RECORD, State
+from worker.vectors import DIMENSIONS, Vectors, squared_norms
+
+LAYOUT = np.dtype([("sequence", "<u8"), ("vector", "i1", (DIMENSIONS,))])
+ROW_BYTES = 8 + DIMENSIONS + 4
+
+
+class Prefix:
+    """The first records of one cluster, as of `state` (its 12 bytes in Redis)."""
+
+    __slots__ = ("_inverse", "_sequences", "_vectors", "length", "state")
+
+    def __init__(self) -> None:
+        self.state = NEVER_READ
+        self.length = 0
+        self._sequences: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._vectors: Vectors = np.zeros((0, DIMENSIONS), np.int8)
+        self._inverse: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+
+    @property
+    def sequences(self) -> npt.NDArray[np.uint64]:
+        """Sequence of each record (n,); 0 where it was deleted."""
+        return self._sequences[: self.length]
+
+    @property
+    def vectors(self) -> Vectors:
+        """Vector of each record (n, 128)."""
+        return self._vectors[: self.length]
+
+    @property
+    def inverse_lengths(self) -> npt.NDArray[np.float32]:
+        """One over the length of each vector (n,); 0 for a deleted one."""
+        return self._inverse[: self.length]
+
+    @property
+    def size(self) -> int:
+        """Bytes held, spare room included."""
+        return len(self._sequences) * ROW_BYTES
+
+    @property
+    def epoch(self) -> int:
+        """The epoch the records belong to."""
+        return State.unpack(self.state).epoch
+
+    def extend(self, state: bytes, first: int, packed: bytes) -> None:
+        """Take over records `first`… of a reply; what is known already is skipped.
+
+        Raises ValueError when the reply does not join what is here.
+        """
+        if first == 0 and State.unpack(state).epoch != self.epoch:
+            self.length = 0
+        records = np.frombuffer(packed, LAYOUT)[max(self.length - first, 0) :]
+        if first > self.length or len(packed) % RECORD:
+            raise ValueError(f"records from {first} do not join a prefix of {self.length}")
+        if first + len(packed) // RECORD >= self.length:
+            self.state = state
+        if not len(records):
+            return
+        self._make_room(self.length + len(records))
+        fresh = slice(self.length, self.length + len(records))
+        self._sequences[fresh] = records["sequence"]
+        self._vectors[fresh] = records["vector"]
+        norms = squared_norms(self._vectors[fresh])
+        self._inverse[fresh] = np.where(norms > 0, 1.0 / np.sqrt(np.maximum(norms, 1)), 0.0)
+        self.length += len(records)
+
+    def _make_room(self, length: int) -> None:
+        if length <= len(self._sequences):
+            return
+        room = length + max(8, length // 8)
+        for name in ("_sequences", "_vectors", "_inverse"):
+            old = getattr(self, name)
+            new = np.zeros((room, *old.shape[1:]), old.dtype)
+            new[: self.length] = old[: self.length]
+            setattr(self, name, new)
+
+
+class Cache:
+    """Prefixes by cluster; `trim` drops the least recently used above the limit.
+
+    Nothing is dropped while a batch is compared: the batch trims when it is done.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._prefixes: OrderedDict[Hashable, Prefix] = OrderedDict()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
+
+    def get(self, key: Hashable) -> Prefix:
+        """Return a cluster's prefix, an empty one when it is not held; it is now the freshest."""
+        prefix = self._prefixes.get(key)
+        if prefix is None:
+            prefix = self._prefixes[key] = Prefix()
+        else:
+            self._prefixes.move_to_end(key)
+        return prefix
+
+    def extend(self, key: Hashable, state: bytes, first: int, packed: bytes) -> None:
+        """Add records to a cluster's prefix."""
+        prefix = self.get(key)
+        before = prefix.size
+        prefix.extend(state, first, packed)
+        self.size += prefix.size - before
+
+    def drop(self, key: Hashable) -> None:
+        """Forget one cluster."""
+        prefix = self._prefixes.pop(key, None)
+        if prefix is not None:
+            self.size -= prefix.size
+
+    def trim(self) -> None:
+        """Drop the least recently used clusters until the limit holds."""
+        while self.size > self._limit:
+            _, prefix = self._prefixes.popitem(last=False)
+            self.size -= prefix.size

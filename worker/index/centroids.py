@@ -1,0 +1,162 @@
+"""The centroid table of one generation, kept in memory by following its log, and routing with it.
+
+Owns which clusters there are and which of them a vector visits. It must not know records.
+"""
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.index.keys import ADDED, CENTROID, CLUSTER, Keys
+from worker.index.store import Store
+from worker.vectors import DIMENSIONS, Vectors
+
+LOG_PAGE = 1000
+"""Log entries read at once; a worker further behind than the log reaches reads the whole table."""
+
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Clusters one vector visits, nearest first, and whether the budget left some out."""
+
+    clusters: tuple[int, ...]
+    truncated: bool
+
+
+class Table:
+    """Cluster id → centroid direction; safe to use from several threads."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store, self._keys = store, keys
+        self._lock = threading.RLock()
+        self._rows: Rows = np.zeros((16, DIMENSIONS), np.float32)
+        self._ids: npt.NDArray[np.int64] = np.zeros(16, np.int64)
+        self._places: dict[int, int] = {}
+        self.version = 0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, cluster: int) -> bool:
+        return cluster in self._places
+
+    def refresh(self) -> None:
+        """Follow the log to its end; read the whole table when the log no longer reaches back."""
+        with self._lock:
+            while True:
+                entries = self._store.command(
+                    "XRANGE", self._keys.log, f"({self.version}-1", "+", "COUNT", LOG_PAGE
+                )
+                if not entries:
+                    if self.version == 0:
+                        self._read_whole()
+                    return
+                if _version(entries[0]) != self.version + 1:
+                    self._read_whole()
+                    continue
+                for entry in entries:
+                    self._apply(entry)
+
+    def _read_whole(self) -> None:
+        # The version is read first: every change made while the pages arrive is applied again
+        # from the log, and applying a change twice is the same as once.
+        version = int(self._store.command("HGET", self._keys.meta, "version") or 0)
+        self._places.clear()
+        cursor = "0"
+        while True:
+            at, page = self._store.command("HSCAN", self._keys.centroids, cursor, "COUNT", "512")
+            for cluster, centroid in page.items():
+                self._add(CLUSTER.unpack(cluster)[0], centroid)
+            cursor = str(int(at))
+            if cursor == "0":
+                break
+        self.version = version
+
+    def _apply(self, entry: tuple[bytes, dict[bytes, bytes]]) -> None:
+        fields = entry[1]
+        retired, added = fields[b"retired"], fields[b"added"]
+        for (cluster,) in CLUSTER.iter_unpack(retired):
+            self._remove(cluster)
+        for at in range(0, len(added), ADDED):
+            (cluster,) = CLUSTER.unpack_from(added, at)
+            self._add(cluster, added[at + CLUSTER.size : at + ADDED])
+        self.version = _version(entry)
+
+    def _add(self, cluster: int, centroid: bytes) -> None:
+        place = self._places.setdefault(cluster, len(self._places))
+        if place == len(self._ids):
+            self._ids = np.resize(self._ids, 2 * place)
+            self._rows = np.resize(self._rows, (2 * place, DIMENSIONS))
+        self._ids[place] = cluster
+        self._rows[place] = directions(np.frombuffer(centroid, np.int8, CENTROID)[None])[0]
+
+    def _remove(self, cluster: int) -> None:
+        place = self._places.pop(cluster, None)
+        if place is None:
+            return
+        last = len(self._places)
+        if place != last:
+            self._ids[place], self._rows[place] = self._ids[last], self._rows[last]
+            self._places[int(self._ids[place])] = place
+
+    def route(self, vectors: Vectors, probes: int, margin: float) -> list[Route]:
+        """Choose the clusters of each int8 row (m, 128): the nearest first.
+
+        At most `probes` of them (0: all), and none less similar than the nearest by more than
+        `margin`. A route is truncated when a cluster within the margin did not fit the budget.
+        """
+        with self._lock:
+            count = len(self._places)
+            ids = self._ids[:count].copy()
+            near = directions(vectors) @ self._rows[:count].T
+        budget = min(probes or count, count)
+        kept = min(budget + 1, count)  # one more than the budget tells whether it cut anything
+        top = np.argpartition(-near, kept - 1, axis=1)[:, :kept]
+        nearness = np.take_along_axis(near, top, axis=1)
+        order = np.lexsort((ids[top], -nearness), axis=1)
+        top = np.take_along_axis(top, order, axis=1)
+        nearness = np.take_along_axis(nearness, order, axis=1)
+        within = (nearness >= nearness[:, :1] - margin).sum(axis=1)
+        if probes == 0:
+            within[:] = count
+        return [
+            Route(tuple(ids[top[row, : min(int(wide), budget)]].tolist()), bool(wide > budget))
+            for row, wide in enumerate(within)
+        ]
+
+    def clusters(self) -> list[int]:
+        """Return the ids of all living clusters."""
+        with self._lock:
+            return list(self._places)
+
+    def directions_of(self, clusters: list[int]) -> Rows:
+        """Return the unit centroids (n, 128) of clusters in the table."""
+        with self._lock:
+            return self._rows[[self._places[cluster] for cluster in clusters]].copy()
+
+    def nearest_to(self, cluster: int, count: int) -> list[int]:
+        """Return the clusters whose centroids are most similar to one cluster's."""
+        with self._lock:
+            if cluster not in self._places:
+                return []
+            total = len(self._places)
+            near = self._rows[:total] @ self._rows[self._places[cluster]]
+            near[self._places[cluster]] = -2.0
+            order = np.argsort(-near)[: min(count, total - 1)]
+            return [int(each) for each in self._ids[order]]
+
+
+def directions(vectors: Vectors) -> Rows:
+    """Return int8 rows (n, 128) as float32 unit rows; a row of zeros stays zero."""
+    rows = vectors.astype(np.float32)
+    lengths = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
+    unit: Rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    return unit
+
+
+def _version(entry: tuple[bytes, dict[bytes, bytes]]) -> int:
+    return int(entry[0].split(b"-")[0])

@@ -1,0 +1,163 @@
+-- Shared by every script of the index: the text of this file is put in front of each of them.
+-- Names, types and byte layouts of the keys are documented once, in keys.py.
+--
+-- KEYS[1]  {ns}:root          hash   which generation answers, which is being built
+-- KEYS[2]  {ns}:<gen>:meta    hash   next sequence, log version, next cluster id
+-- ARGV[1]  generation the caller works on
+--
+-- Every other key is made from KEYS[2]'s prefix and so lies in the same slot.
+
+local RECORD = 136          -- u64 sequence (LE) + 128 x int8
+local CHUNK = 60            -- records in one chunk string: 8,160 bytes, just under an 8 KiB block
+local SPAN = 32             -- sequences in one bucket of image records
+local LOAD = 40             -- inserts per lookup bucket: it keeps listpack encoding (see keys.py)
+local LIVE, COPY, DELETED = 0, 1, 2
+
+local meta = KEYS[2]
+local prefix = string.sub(meta, 1, -5)
+local clusters = prefix .. 'clusters'
+local centroids = prefix .. 'centroids'
+local log = prefix .. 'log'
+
+local function number(value) return string.format('%.0f', value) end
+
+local function served(generation)
+  local answers = redis.call('HMGET', KEYS[1], 'serving', 'building')
+  return answers[1] == generation or answers[2] == generation
+end
+
+-- Linear hashing: the number of buckets follows the number of sequences handed out.
+local function bucket(digest, sequences)
+  local buckets = math.floor(sequences / LOAD) + 1
+  local size = 1
+  while size * 2 <= buckets do size = size * 2 end
+  local hash = struct.unpack('>I4', digest)
+  local at = hash % (size * 2)
+  if at >= buckets then at = hash % size end
+  return number(at)
+end
+
+local function split_bucket(kind, new)
+  local size = 1
+  while size * 2 <= new do size = size * 2 end
+  local from = prefix .. kind .. number(new - size)
+  local entries = redis.call('HGETALL', from)
+  local leaving, fields = {}, {}
+  for i = 1, #entries, 2 do
+    if struct.unpack('>I4', entries[i]) % (size * 2) == new then
+      leaving[#leaving + 1] = entries[i]
+      leaving[#leaving + 1] = entries[i + 1]
+      fields[#fields + 1] = entries[i]
+    end
+  end
+  if #fields == 0 then return end
+  redis.call('HSET', prefix .. kind .. number(new), unpack(leaving))
+  redis.call('HDEL', from, unpack(fields))
+end
+
+local function next_sequence()
+  local sequence = redis.call('HINCRBY', meta, 'sequence', 1)
+  if sequence % LOAD == 0 then
+    split_bucket('id:', sequence / LOAD)
+    split_bucket('sha:', sequence / LOAD)
+  end
+  return sequence
+end
+
+local function sequences() return tonumber(redis.call('HGET', meta, 'sequence') or 0) end
+
+local function record_key(sequence) return prefix .. 'rec:' .. number(math.floor(sequence / SPAN)) end
+
+-- Fields of one sequence in its bucket: +0 record, +1 image id, +2 verdict, +3 earlier sequence of the id.
+local function field(sequence, which) return (sequence % SPAN) * 4 + which end
+
+local function read_record(sequence)
+  local packed = redis.call('HGET', record_key(sequence), field(sequence, 0))
+  if not packed then return nil end
+  local kind, sha, partition, high, low, home, second =
+    struct.unpack('>Bc16I4I2I4I4I4', packed)
+  local record = {
+    kind = kind, sha = sha, partition = partition, offset = high * 4294967296 + low,
+    home = home, second = second,
+  }
+  if kind == COPY then record.origin = home * 4294967296 + second end
+  if kind == DELETED then
+    local at, dhigh, dlow = struct.unpack('>I4I2I4', string.sub(packed, 36))
+    record.deleted_partition, record.deleted_offset = at, dhigh * 4294967296 + dlow
+  end
+  return record
+end
+
+local function write_record(sequence, record)
+  local home, second = record.home, record.second
+  if record.kind == COPY then
+    home, second = math.floor(record.origin / 4294967296), record.origin % 4294967296
+  end
+  local packed = struct.pack('>Bc16I4I2I4I4I4', record.kind, record.sha, record.partition,
+    math.floor(record.offset / 4294967296), record.offset % 4294967296, home, second)
+  if record.kind == DELETED then
+    packed = packed .. struct.pack('>I4I2I4', record.deleted_partition,
+      math.floor(record.deleted_offset / 4294967296), record.deleted_offset % 4294967296)
+  end
+  redis.call('HSET', record_key(sequence), field(sequence, 0), packed)
+end
+
+local function image_name(sequence)
+  return redis.call('HGET', record_key(sequence), field(sequence, 1)) or ''
+end
+
+-- A cluster's state: epoch, records written (dead ones too), live records; nil when retired.
+local function state_of(cluster)
+  local packed = redis.call('HGET', clusters, cluster)
+  if not packed then return nil end
+  local epoch, length, live = struct.unpack('>I4I4I4', packed)
+  return {epoch = epoch, length = length, live = live}
+end
+
+local function write_state(cluster, state)
+  redis.call('HSET', clusters, cluster,
+    struct.pack('>I4I4I4', state.epoch, state.length, state.live))
+end
+
+local function chunk_key(cluster, index)
+  return prefix .. 'c:' .. number(struct.unpack('>I4', cluster)) .. ':' .. number(index)
+end
+
+-- Appends whole records; a chunk that became full is stored again, exactly as large as it is,
+-- because APPEND over-allocates.
+local function append(cluster, state, records)
+  local at = 1
+  while at <= #records do
+    local room = (CHUNK - state.length % CHUNK) * RECORD
+    local piece = string.sub(records, at, at + room - 1)
+    local key = chunk_key(cluster, math.floor(state.length / CHUNK))
+    if #piece == CHUNK * RECORD then
+      redis.call('SET', key, piece)
+    else
+      redis.call('APPEND', key, piece)
+      if #piece == room then redis.call('SET', key, redis.call('GET', key)) end
+    end
+    state.length = state.length + #piece / RECORD
+    state.live = state.live + #piece / RECORD
+    at = at + #piece
+  end
+end
+
+local function read_records(cluster, first, last)
+  local pieces = {}
+  for index = math.floor(first / CHUNK), math.floor((last - 1) / CHUNK) do
+    local from = math.max(first - index * CHUNK, 0) * RECORD
+    local upto = math.min(last - index * CHUNK, CHUNK) * RECORD - 1
+    pieces[#pieces + 1] = redis.call('GETRANGE', chunk_key(cluster, index), from, upto)
+  end
+  return table.concat(pieces)
+end
+
+local function version() return tonumber(redis.call('HGET', meta, 'version') or 0) end
+
+-- One entry of the centroid log: clusters retired, then id and centroid of each one added.
+local function log_change(retired, added)
+  local current = redis.call('HINCRBY', meta, 'version', 1)
+  redis.call('XADD', log, number(current) .. '-1', 'retired', retired, 'added', added)
+  return current
+end

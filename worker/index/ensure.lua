@@ -1,0 +1,23 @@
+-- Opens a namespace: makes its first generation with one cluster when there is none.
+--
+-- ARGV[1]  generation to create when the namespace is new: a fresh random name
+-- ARGV[2]  model id
+-- ARGV[3]  record layout version
+-- ARGV[4]  centroid of the first cluster, 128 bytes
+-- Returns  {serving generation, its model id, its layout, building generation or ''}
+
+local root = redis.call('HMGET', KEYS[1], 'serving', 'building')
+if not root[1] then
+  redis.call('HSET', KEYS[1], 'serving', ARGV[1], 'model:' .. ARGV[1], ARGV[2],
+    'layout:' .. ARGV[1], ARGV[3])
+  redis.call('HSET', meta, 'sequence', 0, 'version', 0, 'cluster', 1)
+  local first = struct.pack('>I4', 1)
+  redis.call('HSET', centroids, first, ARGV[4])
+  write_state(first, {epoch = 1, length = 0, live = 0})
+  log_change('', first .. ARGV[4])
+  root[1] = ARGV[1]
+end
+return {
+  root[1], redis.call('HGET', KEYS[1], 'model:' .. root[1]),
+  redis.call('HGET', KEYS[1], 'layout:' .. root[1]), root[2] or '',
+}

@@ -1,0 +1,78 @@
+-- Deletes an image: its vector is zeroed in place and the cluster's epoch raised, so that caches
+-- drop it. A living exact copy inherits the vector under its own sequence. The record stays as a
+-- tombstone, so an older redelivered add gets its first verdict again.
+-- Work: O(length of the image's clusters), which the hard limit bounds.
+--
+-- ARGV[2]  image id
+-- ARGV[3]  first 16 bytes of the id's SHA-256
+-- ARGV[4]  partition of the delete
+-- ARGV[5]  offset of the delete
+-- Returns  {1 deleted (or this very delete was done before) | 0 nothing to delete | -1 stale}
+
+if not served(ARGV[1]) then return -1 end
+local partition, offset = tonumber(ARGV[4]), tonumber(ARGV[5])
+local count = sequences()
+local known = redis.call('HGET', prefix .. 'id:' .. bucket(ARGV[3], count), ARGV[3])
+if not known then return 0 end
+local sequence = tonumber(known)
+local record = read_record(sequence)
+
+if record.kind == DELETED then
+  local same = record.deleted_partition == partition
+  if same and record.deleted_offset == offset then return 1 end
+  if not same or record.deleted_offset < offset then
+    record.deleted_partition, record.deleted_offset = partition, offset
+    write_record(sequence, record)
+  end
+  return 0
+end
+if record.partition == partition and offset < record.offset then return 0 end
+
+-- Rewrites the sequence of the vector in one cluster, or zeroes the record when there is no heir.
+local function replace(number_of_cluster, heir)
+  if number_of_cluster == 0 then return end
+  local cluster = struct.pack('>I4', number_of_cluster)
+  local state = state_of(cluster)
+  local wanted = struct.pack('<I8', sequence)
+  for index = 0, math.floor((state.length - 1) / CHUNK) do
+    local key = chunk_key(cluster, index)
+    local chunk = redis.call('GET', key)
+    for at = 1, #chunk, RECORD do
+      if string.sub(chunk, at, at + 7) == wanted then
+        if heir then
+          redis.call('SETRANGE', key, at - 1, struct.pack('<I8', heir))
+        else
+          redis.call('SETRANGE', key, at - 1, string.rep('\0', RECORD))
+          state.live = state.live - 1
+        end
+        state.epoch = state.epoch + 1
+        write_state(cluster, state)
+        if state.live * 2 < state.length then redis.call('SADD', prefix .. 'due', cluster) end
+        return
+      end
+    end
+  end
+end
+
+local copies = prefix .. 'copies:' .. record.sha
+if record.kind == COPY then
+  redis.call('ZREM', copies, number(sequence))
+else
+  local heir = redis.call('ZRANGE', copies, 0, 0)[1]
+  local lookup = prefix .. 'sha:' .. bucket(record.sha, count)
+  replace(record.home, heir and tonumber(heir))
+  replace(record.second, heir and tonumber(heir))
+  if heir then
+    redis.call('ZREM', copies, heir)
+    redis.call('HSET', lookup, record.sha, heir)
+    local inherited = read_record(tonumber(heir))
+    inherited.kind, inherited.home, inherited.second = LIVE, record.home, record.second
+    write_record(tonumber(heir), inherited)
+  else
+    redis.call('HDEL', lookup, record.sha)
+  end
+end
+record.kind, record.home, record.second = DELETED, 0, 0
+record.deleted_partition, record.deleted_offset = partition, offset
+write_record(sequence, record)
+return 1

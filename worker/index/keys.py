@@ -1,0 +1,143 @@
+"""Names, types and byte layouts of everything the index keeps in Redis.
+
+Every key of a namespace carries the hash tag `{ns}`, the namespace percent-encoded (RFC 3986), so
+no character of it can end the tag or run into another namespace; all its keys share one slot of a
+Redis Cluster and one script is atomic over them. A *generation*, named at random, is one filling of
+a namespace by one model: `rebuild` fills the next one while the first answers.
+
+    dedup:namespaces      set     the namespaces that exist (percent-encoded)
+    {ns}:root             hash    serving, building -> generation; model:<g> -> model id;
+                                  layout:<g> -> LAYOUT; switched:<g> -> when it began to answer
+    {ns}:<g>:meta         hash    sequence -> last one handed out; version -> of the centroid log;
+                                  cluster -> last id handed out
+    {ns}:<g>:centroids    hash    cluster (u32 BE) -> 128 x int8
+    {ns}:<g>:clusters     hash    cluster (u32 BE) -> epoch, length, live (3 x u32 BE)
+    {ns}:<g>:log          stream  <version>-1 -> retired: ids; added: (id + centroid) ...
+    {ns}:<g>:c:<c>:<k>    string  chunk k of cluster c: 60 records of u64 LE sequence + 128 x int8
+    {ns}:<g>:rec:<b>      hash    32 sequences: 4s+0 record, 4s+1 image id, 4s+2 verdict,
+                                  4s+3 the id's earlier sequence (only after add, delete, add)
+    {ns}:<g>:id:<b>       hash    SHA-256(id)[:16] -> last sequence          linear hashing
+    {ns}:<g>:sha:<b>      hash    SHA-256(image)[:16] -> earliest sequence   linear hashing
+    {ns}:<g>:copies:<sha> zset    sequences of living exact copies, only where there are some
+    {ns}:<g>:due          set     clusters waiting for a split, a merge or a compaction
+    {ns}:<g>:lock:<c>     string  fencing token of the worker that is rebuilding cluster c
+
+Record (BE): u8 kind (0 living, 1 exact copy, 2 deleted), 16 bytes SHA-256, u32 partition, u48
+offset, then u32 home and u32 second cluster (0: none), or for a copy the u64 sequence of its
+original; a deleted one ends with the delete's u32 partition and u48 offset.
+
+Sixteen bytes of a SHA-256 are enough: an accident needs 2^64 images, and an attacker who spends
+2^64 work makes two images of his own count as the same. Linear hashing keeps 20 to 80 fields in a
+bucket and a span of 32 sequences at most 128, so with the servers' defaults (512 entries, 64 bytes)
+all hashes but the two cluster tables stay in their compact encoding.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from urllib.parse import quote, unquote
+
+LAYOUT = "1"
+NAMESPACES = "dedup:namespaces"
+
+RECORD = 136
+DIGEST = 16
+SPAN = 32
+LOAD = 40
+CHUNK = 60
+
+STATE = struct.Struct(">III")
+CLUSTER = struct.Struct(">I")
+NEVER_READ = STATE.pack(0, 0, 0)
+CENTROID = 128
+ADDED = CLUSTER.size + CENTROID
+
+
+@dataclass(frozen=True)
+class State:
+    """A cluster's state: `length` counts records ever written, `live` those not zeroed."""
+
+    epoch: int
+    length: int
+    live: int
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "State":
+        """Read the 12 bytes kept in the `clusters` hash."""
+        return cls(*STATE.unpack(packed))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one generation of one namespace."""
+
+    namespace: str
+    generation: str
+
+    @cached_property
+    def root(self) -> str:
+        """The hash that says which generation answers."""
+        return f"{{{encode(self.namespace)}}}:root"
+
+    @cached_property
+    def prefix(self) -> str:
+        """What all keys of the generation begin with."""
+        return f"{{{encode(self.namespace)}}}:{self.generation}:"
+
+    @cached_property
+    def meta(self) -> str:
+        """The hash of counters."""
+        return self.prefix + "meta"
+
+    @cached_property
+    def centroids(self) -> str:
+        """The hash of centroids."""
+        return self.prefix + "centroids"
+
+    @cached_property
+    def clusters(self) -> str:
+        """The hash of cluster states."""
+        return self.prefix + "clusters"
+
+    @cached_property
+    def log(self) -> str:
+        """The stream of changes to the centroids."""
+        return self.prefix + "log"
+
+    @cached_property
+    def due(self) -> str:
+        """The set of clusters waiting for upkeep."""
+        return self.prefix + "due"
+
+    def chunk(self, cluster: int, index: int) -> str:
+        """The key of one chunk of a cluster."""
+        return f"{self.prefix}c:{cluster}:{index}"
+
+    def lock(self, cluster: int) -> str:
+        """The key of the lock on a cluster."""
+        return f"{self.prefix}lock:{cluster}"
+
+    def record(self, sequence: int) -> tuple[str, int]:
+        """The bucket of a sequence and the first of its four fields."""
+        return f"{self.prefix}rec:{sequence // SPAN}", sequence % SPAN * 4
+
+
+def encode(namespace: str) -> str:
+    """Percent-encode a namespace: injective, and free of braces, colons and blanks.
+
+    Raises ValueError for an empty one, because Redis Cluster ignores an empty hash tag.
+    """
+    if not namespace:
+        raise ValueError("a namespace must not be empty")
+    return quote(namespace, safe="")
+
+
+def decode(encoded: str) -> str:
+    """Undo `encode`."""
+    return unquote(encoded)
+
+
+def digest(text: str) -> bytes:
+    """Return the short digest an image id is looked up by."""
+    return hashlib.sha256(text.encode()).digest()[:DIGEST]

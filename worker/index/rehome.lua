@@ -1,0 +1,139 @@
+-- Moves records out of one cluster, all or some: the swap of a split, a merge, a compaction, or the
+-- moving of boundary records. Either everything happens or nothing, and nothing when the cluster was
+-- rewritten or the caller's lock is lost. Work: O(hard limit).
+--
+-- ARGV[2]  cluster, 4 bytes
+-- ARGV[3]  epoch the plan was made for
+-- ARGV[4]  fencing token
+-- ARGV[5]  '1' retire the cluster, '0' keep it and zero what leaves
+-- ARGV[6]  outputs, 132 bytes each: cluster id, 0 for a new one, and its centroid (read for new ones)
+-- ARGV[7]  one byte a record: its output, from 1; 0 stays (or is dead). Records appended since the
+--          plan are put to the nearest new output when the cluster retires, and stay otherwise
+-- ARGV[8]  cluster limit
+-- ARGV[9]  hard limit
+-- ARGV[10] records appended since the plan that may be placed here
+-- Returns  {'done', ids of the new clusters...}, {'changed'} (read again), {'fenced'} (lock lost),
+--          {'stale'}
+
+if not served(ARGV[1]) then return {'stale'} end
+local cluster, retire = ARGV[2], ARGV[5] == '1'
+local cluster_number = struct.unpack('>I4', cluster)
+local lock = prefix .. 'lock:' .. number(cluster_number)
+if redis.call('GET', lock) ~= ARGV[4] then return {'fenced'} end
+local state = state_of(cluster)
+if not state or state.epoch ~= tonumber(ARGV[3]) then return {'changed'} end
+local planned = #ARGV[7]
+if retire and state.length - planned > tonumber(ARGV[10]) then return {'changed'} end
+
+local outputs = {}
+for at = 1, #ARGV[6], 132 do
+  local id = struct.unpack('>I4', ARGV[6], at)
+  local output = {id = string.sub(ARGV[6], at, at + 3), records = {}, new = id == 0}
+  if output.new then
+    output.state = {epoch = 1, length = 0, live = 0}
+    output.centroid = string.sub(ARGV[6], at + 4, at + 131)
+  else
+    output.state = state_of(output.id)
+    if not output.state then return {'changed'} end
+  end
+  outputs[#outputs + 1] = output
+end
+
+local function signed(bytes)
+  local values = {}
+  for half = 1, 128, 64 do
+    local part = {string.byte(bytes, half, half + 63)}
+    for i = 1, 64 do values[#values + 1] = part[i] > 127 and part[i] - 256 or part[i] end
+  end
+  return values
+end
+
+local function nearest(vector)
+  local best, best_at, values = nil, nil, signed(vector)
+  for at, output in ipairs(outputs) do
+    if output.new then
+      if not output.values then output.values = signed(output.centroid) end
+      local product, square = 0, 0
+      for i = 1, 128 do
+        product = product + values[i] * output.values[i]
+        square = square + output.values[i] * output.values[i]
+      end
+      local near = square > 0 and product / math.sqrt(square) or 0
+      if not best or near > best then best, best_at = near, at end
+    end
+  end
+  return best_at or 1
+end
+
+local records = read_records(cluster, 0, state.length)
+local leaving = {}
+for index = 0, state.length - 1 do
+  local record = string.sub(records, index * RECORD + 1, (index + 1) * RECORD)
+  local target = index < planned and string.byte(ARGV[7], index + 1) or 0
+  local sequence = struct.unpack('<I8', record)
+  if sequence > 0 then
+    if index >= planned and retire then target = nearest(string.sub(record, 9)) end
+    if target > 0 then
+      local output = outputs[target]
+      output.records[#output.records + 1] = record
+      leaving[#leaving + 1] = {index = index, sequence = sequence, output = output}
+    elseif retire then
+      return {'changed'}  -- a living record the plan has no place for
+    end
+  end
+end
+for _, output in ipairs(outputs) do
+  if not output.new and output.state.length + #output.records > tonumber(ARGV[9]) then
+    return {'changed'}
+  end
+end
+
+-- From here on it only writes.
+local outcome, added = {'done'}, {}
+for _, output in ipairs(outputs) do
+  if output.new then
+    output.id = struct.pack('>I4', redis.call('HINCRBY', meta, 'cluster', 1))
+    redis.call('HSET', centroids, output.id, output.centroid)
+    added[#added + 1] = output.id .. output.centroid
+    outcome[#outcome + 1] = output.id
+  end
+  output.number = struct.unpack('>I4', output.id)
+  output.records = {}
+end
+for _, moved in ipairs(leaving) do
+  local output, sequence = moved.output, moved.sequence
+  local image = read_record(sequence)
+  local other = image.home == cluster_number and image.second or image.home
+  if image.home == cluster_number then image.home = output.number else image.second = output.number end
+  if other == output.number then
+    image.home, image.second = output.number, 0  -- both copies met in one cluster: one is enough
+  else
+    local at = moved.index * RECORD
+    output.records[#output.records + 1] = string.sub(records, at + 1, at + RECORD)
+  end
+  write_record(sequence, image)
+  if not retire then
+    redis.call('SETRANGE', chunk_key(cluster, math.floor(moved.index / CHUNK)),
+      moved.index % CHUNK * RECORD, string.rep('\0', RECORD))
+  end
+end
+for _, output in ipairs(outputs) do
+  append(output.id, output.state, table.concat(output.records))
+  write_state(output.id, output.state)
+  if output.state.length >= tonumber(ARGV[8]) then redis.call('SADD', prefix .. 'due', output.id) end
+end
+if retire then
+  for index = 0, math.floor((state.length - 1) / CHUNK) do
+    redis.call('UNLINK', chunk_key(cluster, index))
+  end
+  redis.call('HDEL', clusters, cluster)
+  redis.call('HDEL', centroids, cluster)
+  redis.call('SREM', prefix .. 'due', cluster)
+  redis.call('DEL', lock)
+  log_change(cluster, table.concat(added))
+elseif #leaving > 0 then
+  state.epoch, state.live = state.epoch + 1, state.live - #leaving
+  write_state(cluster, state)
+  if state.live * 2 < state.length then redis.call('SADD', prefix .. 'due', cluster) end
+end
+return outcome

@@ -1,0 +1,82 @@
+"""Namespaces as a worker sees them: which generation answers, its keys, its centroid table.
+
+Owns opening a namespace and the check of its model. It must not know records.
+"""
+
+import secrets
+import threading
+from collections import OrderedDict
+
+from worker.errors import ModelMismatch
+from worker.index.centroids import Table
+from worker.index.keys import CENTROID, LAYOUT, NAMESPACES, Keys, encode
+from worker.index.store import Store
+
+
+class Space:
+    """An opened generation of a namespace."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self.keys = keys
+        self.table = Table(store, keys)
+        self.table.refresh()
+
+
+class Spaces:
+    """The namespaces a worker has opened, the least recently used forgotten; thread-safe."""
+
+    def __init__(self, store: Store, model_id: str, limit: int) -> None:
+        self._store, self._model_id, self._limit = store, model_id, limit
+        self._lock = threading.RLock()
+        self._open: OrderedDict[str, Space] = OrderedDict()
+
+    def __getitem__(self, namespace: str) -> Space:
+        """Return a namespace, opened now if it was not; see `open_space` for the errors."""
+        with self._lock:
+            space = self._open.get(namespace)
+            if space is None:
+                space = self._open[namespace] = open_space(self._store, namespace, self._model_id)
+                while len(self._open) > self._limit:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(namespace)
+            return space
+
+    def forget(self, space: Space) -> None:
+        """Drop a namespace whose generation stopped answering: it is opened anew when asked for."""
+        with self._lock:
+            if self._open.get(space.keys.namespace) is space:
+                del self._open[space.keys.namespace]
+
+    def opened(self) -> list[Space]:
+        """Return all that are open now."""
+        with self._lock:
+            return list(self._open.values())
+
+
+def open_space(store: Store, namespace: str, model_id: str) -> Space:
+    """Open the generation that answers, creating the namespace when it is new.
+
+    Raises ModelMismatch when another model, or another record layout, filled it.
+    """
+    # A generation's name is random, so what a worker cached of a lost one can never pass for it.
+    offered = Keys(namespace, secrets.token_hex(4))
+    store.command("SADD", NAMESPACES, encode(namespace))
+    reply = store.script("ensure", offered, model_id, LAYOUT, bytes(CENTROID))
+    serving, model, layout, _ = (part.decode() for part in reply)
+    check_model(namespace, model_id, model)
+    if layout != LAYOUT:
+        raise ModelMismatch(
+            f"namespace {namespace!r} has record layout {layout}, this version writes {LAYOUT}: "
+            "run the version that wrote it, or rebuild the namespace"
+        )
+    return Space(store, Keys(namespace, serving))
+
+
+def check_model(namespace: str, loaded: str, stored: str) -> None:
+    """Raise ModelMismatch unless the model loaded is the one that filled the namespace."""
+    if stored != loaded:
+        raise ModelMismatch(
+            f"namespace {namespace!r} was filled by model {stored}, this worker loaded {loaded}: "
+            f"start it with the weights of {stored}, or move the namespace with "
+            f"`python -m worker rebuild --namespace {namespace} --to-model …`"
+        )
