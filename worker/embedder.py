@@ -1,0 +1,198 @@
+"""Pictures to unit vectors: weights, device, numeric mode. Knows nothing of events or indexes."""
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from worker import weightfile
+from worker.errors import ConfigError
+from worker.images import PREPROCESSING, ImageLimits, decode
+from worker.network import DIMENSIONS, PARAMETER_COUNT, TruncatedResNet18, cut
+
+DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
+DEFAULT_SHA256 = "97b052232acaf8c34476796d339392fc9f10d437f29b3b08705e26a5cbe290dc"
+IMAGENET_SIZE = 224  # pixels, as its training had
+MODES = ("auto", "fp32", "bf16", "compiled")
+CHUNK = 32  # images at once; also the one shape that is compiled, a short batch is filled up
+
+log = logging.getLogger(__name__)
+
+
+class Embedder:
+    """A loaded network. `load` makes one; `embed` may be called from one thread at a time."""
+
+    def __init__(self, weights: weightfile.Weights, mode: str, device: str) -> None:
+        about = weights.description
+        self.model_id, self.threshold = weights.model_id(), about.threshold
+        self.input_size, self.description = about.input_size, about
+        self.device = device
+        network = _network(weights)
+        self.parameter_count = sum(parameter.numel() for parameter in network.parameters())
+        self._forward, self.mode = _prepared(network, mode, device, self.input_size)
+
+    @classmethod
+    def load(
+        cls, weights: str | Path = "default", *, mode: str = "auto", device: str = "auto"
+    ) -> "Embedder":
+        """Load "default" (shipped), "imagenet" (fetched by torchvision) or a safetensors path.
+
+        `mode`: "fp32", "bf16", "compiled" (bf16 through inductor; without a working C++ compiler
+        it becomes "bf16", which `.mode` then says) or "auto": "bf16", nothing to compile at start.
+        `device`: "cpu", "cuda", "cuda:1" or "auto". Raises ConfigError for anything that does not
+        exist or does not fit.
+        """
+        if mode not in MODES:
+            raise ConfigError(f"embedding mode {mode!r} is not one of {', '.join(MODES)}")
+        return cls(_read(weights), mode, _device(device))
+
+    def embed(self, images: Sequence[bytes]) -> NDArray[np.float32]:
+        """Decode and embed encoded pictures: (n, 128) unit rows. Raises EventError by decoding."""
+        limits = ImageLimits()
+        pixels = [decode(data, self.input_size, limits) for data in images]
+        empty = np.empty((0, self.input_size, self.input_size, 3), np.uint8)
+        return self.embed_pixels(np.stack(pixels) if pixels else empty)
+
+    def embed_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed uint8 (n, S, S, 3) from `worker.images`: (n, 128) unit rows.
+
+        Batches are cut and filled up to one shape, so a picture's vector does not depend on the
+        company it is embedded in.
+        """
+        expected = (self.input_size, self.input_size, 3)
+        if pixels.shape[1:] != expected or pixels.dtype != np.uint8:
+            raise ValueError(
+                f"pixels must be uint8 (n, {expected}), not {pixels.dtype} {pixels.shape}"
+            )
+        vectors = np.empty((len(pixels), DIMENSIONS), np.float32)
+        for start in range(0, len(pixels), CHUNK):
+            chunk = pixels[start : start + CHUNK]
+            vectors[start : start + CHUNK] = self._embed_chunk(chunk)[: len(chunk)]
+        return vectors
+
+    def _embed_chunk(self, chunk: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # One picture alone has a shape of its own: filling up would cost CHUNK times the work.
+        rows = 1 if len(chunk) == 1 else CHUNK
+        batch = torch.zeros((rows, *chunk.shape[1:]), dtype=torch.uint8)
+        batch[: len(chunk)] = torch.from_numpy(np.ascontiguousarray(chunk))
+        if self.device.startswith("cuda"):
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        with torch.inference_mode():
+            vectors: NDArray[np.float32] = self._forward(batch).float().cpu().numpy()
+        return vectors
+
+
+def _read(weights: str | Path) -> weightfile.Weights:
+    if weights == "imagenet":
+        return _imagenet()
+    if weights == "default":
+        found = weightfile.read(DEFAULT_PATH, DEFAULT_SHA256)
+    else:
+        found = weightfile.read(Path(weights))
+    trained_for = found.description.preprocessing
+    if trained_for != PREPROCESSING:
+        raise ConfigError(f"weights need preprocessing {trained_for!r}, this is {PREPROCESSING!r}")
+    return found
+
+
+def _imagenet() -> weightfile.Weights:
+    from torchvision.models import ResNet18_Weights
+
+    try:
+        full = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"torchvision could not fetch the ImageNet weights: {error}") from error
+    return from_full_network(full)
+
+
+def from_full_network(full: dict[str, Tensor]) -> weightfile.Weights:
+    """Cut a whole ResNet-18's state dict (torchvision's names); nothing is centred.
+
+    Its threshold is 1: nothing but equal vectors match until `calibrate` has measured one.
+    """
+    tensors = cut(full)
+    tensors["centring.running_mean"] = torch.zeros(DIMENSIONS)
+    tensors["centring.running_var"] = torch.ones(DIMENSIONS)
+    about = weightfile.Description(PREPROCESSING, IMAGENET_SIZE, threshold=1.0)
+    return weightfile.Weights(tensors, about)
+
+
+def _network(weights: weightfile.Weights) -> TruncatedResNet18:
+    network = TruncatedResNet18().eval()
+    wanted = {name: v.shape for name, v in network.state_dict().items() if v.is_floating_point()}
+    found = {name: v.shape for name, v in weights.tensors.items() if v.is_floating_point()}
+    if wanted != found:
+        odd = sorted(
+            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+        )
+        raise ConfigError(f"weights do not fit the network: {odd[0]} and {len(odd) - 1} more")
+    network.load_state_dict(weights.tensors, strict=False)
+    if sum(parameter.numel() for parameter in network.parameters()) != PARAMETER_COUNT:
+        raise ConfigError("torchvision's ResNet-18 is not the one this project was built for")
+    return network
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {wanted!r} is not usable: {str(error).splitlines()[0]}"
+        ) from error
+    return wanted
+
+
+def _prepared(
+    network: TruncatedResNet18, mode: str, device: str, size: int
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    """Fold, cast, move and maybe compile; returns the forward pass and the mode really in use."""
+    if mode == "auto":
+        mode = "bf16"
+    network = _folded(network).to(device).to(memory_format=torch.channels_last)
+    if mode == "fp32":
+        return network, mode
+    for part in (network.conv1, network.layer1, network.layer2):
+        part.to(torch.bfloat16)
+    if mode == "compiled":
+        compiled = _compiled(network, device, size)
+        return (compiled, mode) if compiled is not None else (network, "bf16")
+    return network, mode
+
+
+def _folded(network: TruncatedResNet18) -> TruncatedResNet18:
+    """Fold every batch normalisation into the convolution before it, in float32."""
+    network.conv1, network.bn1 = _fold(network.conv1, network.bn1)
+    for block in (*network.layer1, *network.layer2):
+        block.conv1, block.bn1 = _fold(block.conv1, block.bn1)
+        block.conv2, block.bn2 = _fold(block.conv2, block.bn2)
+        if block.downsample is not None:
+            block.downsample[0], block.downsample[1] = _fold(*block.downsample)
+    return network
+
+
+def _fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[nn.Conv2d, nn.Identity]:
+    return fuse_conv_bn_eval(convolution, normalisation), nn.Identity()
+
+
+def _compiled(network: nn.Module, device: str, size: int) -> Callable[[Tensor], Tensor] | None:
+    """Compile both batch shapes now, or say why not and return None."""
+    if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        log.warning("no C++ compiler: embedding runs uncompiled")
+        return None
+    forward = torch.compile(network, dynamic=False, options={"freezing": True})
+    try:
+        with torch.inference_mode():
+            for rows in (1, CHUNK):
+                forward(torch.zeros((rows, size, size, 3), dtype=torch.uint8, device=device))
+    except Exception as error:  # whatever a compiler may raise; eager computes the same
+        log.warning("embedding runs uncompiled: %s", str(error).splitlines()[0])
+        return None
+    return forward

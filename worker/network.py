@@ -1,0 +1,54 @@
+"""ResNet-18 cut after layer2, pooled to 128 unit-length numbers. Knows no files, no images.
+
+683,072 parameters. Pooling is the generalised mean (GeM, Radenovic et al., 2018); its output is
+centred and scaled per dimension by stored statistics, because features after a ReLU all point the
+same way and their cosines crowd together near 1. The network ends in its own normalisation, so
+similarity is a dot product everywhere (as in SSCD).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+DIMENSIONS = 128
+PARAMETER_COUNT = 683_072
+POOLING_EXPONENT = 3.0
+TRUNK = ("conv1", "bn1", "layer1", "layer2")
+
+
+class TruncatedResNet18(nn.Module):
+    """uint8 pixels (n, S, S, 3) to float32 unit rows (n, 128)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        full = resnet18(weights=None)
+        self.conv1, self.bn1 = full.conv1, full.bn1
+        self.layer1, self.layer2 = full.layer1, full.layer2
+        self.maxpool = full.maxpool
+        self.centring = nn.BatchNorm1d(DIMENSIONS, affine=False)  # statistics, no parameters
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]) * 255, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed; rows have unit length."""
+        return nn.functional.normalize(self.centring(self.pooled(pixels)))
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """Features after pooling, before centring: float32 (n, 128), not negative."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        values = ((pixels - mean) / std).to(self.conv1.weight.dtype)
+        values = torch.relu(self.bn1(self.conv1(values.permute(0, 3, 1, 2))))
+        values = self.layer2(self.layer1(self.maxpool(values)))
+        return _generalised_mean(values.float())
+
+
+def cut(full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keep of a full torchvision ResNet-18 state dict what the truncated network holds."""
+    return {name: value for name, value in full.items() if name.split(".")[0] in TRUNK}
+
+
+def _generalised_mean(features: Tensor) -> Tensor:
+    powers = features.clamp(min=1e-6).pow(POOLING_EXPONENT)
+    return powers.mean((2, 3)).pow(1 / POOLING_EXPONENT)
