@@ -71,8 +71,7 @@ class LocalServer:
 
     def start(self) -> None:
         """Start on the port it had before and wait until it answers."""
-        self._child = ChildProcess(self._arguments(), self.log)
-        self._wait_ready(self._child, Deadline(READY_SECONDS))
+        self._wait_ready(self._launch(), Deadline(READY_SECONDS))
 
     def stop(self) -> None:
         """Let it shut down in order; what it persists stays for `start`."""
@@ -101,6 +100,10 @@ class LocalServer:
             self._child.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    def _launch(self) -> ChildProcess:
+        self._child = ChildProcess(self._arguments(), self.log)
+        return self._child
+
     def _first_start(self) -> Self:
         # A free port may be taken before the server binds it; then the server ends at once.
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -124,7 +127,7 @@ class LocalServer:
             if not child.running:
                 raise child.failure(f"{self.name} ended with status {child.exit_status}")
             if deadline.passed:
-                raise child.failure(f"{self.name} did not answer in {READY_SECONDS:g} s")
+                raise child.failure(f"{self.name} did not answer in time")
             time.sleep(POLL_SECONDS)
 
     def _arguments(self) -> list[str]:
@@ -273,11 +276,11 @@ class LocalKafka(LocalServer):
         return kafka_answers(self.bootstrap)
 
 
-def kafka_answers(bootstrap: str) -> bool:
-    """Whether a broker answers a metadata request now."""
+def kafka_answers(bootstrap: str, brokers: int = 1) -> bool:
+    """Whether a broker answers a metadata request now, and knows of at least `brokers`."""
     try:
         with kafka_admin(bootstrap) as admin:
-            return bool(admin.describe_cluster()["brokers"])
+            return len(admin.describe_cluster()["brokers"]) >= brokers
     except (KafkaError, OSError):
         return False
 

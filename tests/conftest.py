@@ -6,6 +6,12 @@ from typing import NamedTuple
 
 import pytest
 
+from deploy.apache_kafka import (
+    KafkaServer,
+    KafkaUnavailableError,
+    LocalApacheKafka,
+    fetch_archives,
+)
 from deploy.local import LocalKafka, LocalRedis
 
 PARTITIONS = 4
@@ -27,15 +33,30 @@ def redis_server() -> Iterator[LocalRedis]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def kafka_server() -> Iterator[LocalKafka]:
-    """A broker shared by all tests; one that stops or kills a broker starts its own."""
-    with LocalKafka() as server:
+@pytest.fixture(
+    scope="session", params=["tansu", pytest.param("apache", marks=pytest.mark.apache_kafka)]
+)
+def kafka_server(request: pytest.FixtureRequest) -> Iterator[KafkaServer]:
+    """A broker shared by all tests; one that stops or kills a broker starts its own.
+
+    Every test that takes it runs on Tansu (`make test`) and on Apache Kafka (`make test-kafka`).
+    """
+    if request.param == "apache":
+        require_apache_kafka()
+    with LocalKafka() if request.param == "tansu" else LocalApacheKafka() as server:
         yield server
 
 
+def require_apache_kafka() -> None:
+    """Skip the test where Apache Kafka cannot be had; CI looks for it before it starts tests."""
+    try:
+        fetch_archives()
+    except KafkaUnavailableError as error:
+        pytest.skip(f"no Apache Kafka: {error}")
+
+
 @pytest.fixture
-def topics(kafka_server: LocalKafka) -> Topics:
+def topics(kafka_server: KafkaServer) -> Topics:
     """Fresh topics on `kafka_server`, each with four partitions."""
     own = uuid.uuid4().hex[:8]
     names = Topics(f"images-{own}", f"verdicts-{own}", f"dead-letter-{own}", f"group-{own}")

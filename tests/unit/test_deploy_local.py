@@ -13,7 +13,8 @@ import pytest
 import redis
 from kafka import KafkaConsumer, KafkaProducer
 
-from deploy.local import LocalKafka, LocalRedis
+from deploy.apache_kafka import KafkaServer
+from deploy.local import LocalRedis
 from deploy.process import ChildFailedError, ChildProcess, Deadline
 
 WAIT_SECONDS = 20.0
@@ -99,7 +100,7 @@ def test_a_wrong_directive_is_reported_with_the_server_log() -> None:
         pass
 
 
-def test_kafka_takes_and_gives_back_a_message(kafka_server: LocalKafka) -> None:
+def test_kafka_takes_and_gives_back_a_message(kafka_server: KafkaServer) -> None:
     kafka_server.create_topics({"there-and-back": 2})
     with KafkaProducer(bootstrap_servers=kafka_server.bootstrap) as producer:
         producer.send("there-and-back", b"value", b"key").get(WAIT_SECONDS)
@@ -115,7 +116,7 @@ def test_kafka_takes_and_gives_back_a_message(kafka_server: LocalKafka) -> None:
         assert consumer.partitions_for_topic("there-and-back") == {0, 1}
 
 
-def test_kafka_listens_on_loopback_only(kafka_server: LocalKafka) -> None:
+def test_kafka_listens_on_loopback_only(kafka_server: KafkaServer) -> None:
     assert listening_hosts(kafka_server.pid) == {"127.0.0.1"}
 
 
