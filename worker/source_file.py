@@ -1,0 +1,122 @@
+"""Images from folders of this machine.
+
+Owns the walk from an allowed root down to a regular file. The path is resolved first, so
+symbolic links inside a root work; then every component of the result is opened relative to
+the one above without following links. Whatever is swapped meanwhile, nothing outside the root
+is opened, and no FIFO or device is waited for. A disk that hangs cannot be interrupted.
+
+What errors mean: no such file is the event's fault (`source_gone`), so is a forbidden one
+(`source_denied`). A root that has vanished, or a process out of descriptors or memory, is the
+infrastructure's. Anything else (EIO, ESTALE, a mount that times out) may pass, so it is tried
+again, and then given up as `source_unavailable`: one rotten sector must not stop a partition.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from worker.errors import EventError, InfrastructureError, Reason
+from worker.source_policy import SourcePolicy, Unavailable
+
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_CHUNK = 1024 * 1024
+
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+_DENIED = (errno.EACCES, errno.EPERM)
+_NOT_A_FILE = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR)
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class FileSource:
+    """Reads images below the roots of a policy. Thread-safe."""
+
+    def __init__(self, policy: SourcePolicy) -> None:
+        self._roots = tuple(Path(root) for root in policy.roots)
+        self._max_bytes = policy.max_bytes
+
+    def get(self, uri: str) -> bytes:
+        """One try. Raises EventError, InfrastructureError, or Unavailable when it may pass."""
+        try:
+            root, below = self._confined(_path(uri))
+            with _opened(root, below) as file:
+                return self._read(file)
+        except OSError as error:
+            raise _meaning(error) from error
+
+    def _confined(self, path: str) -> tuple[Path, tuple[str, ...]]:
+        """The root a path leads below, and the way from there. Links are resolved."""
+        real = Path(os.path.realpath(path))
+        for each in self._roots:
+            root = Path(os.path.realpath(each))
+            if real.is_relative_to(root):
+                if not root.is_dir():
+                    raise InfrastructureError(f"the folder {each} is gone")
+                return root, real.relative_to(root).parts
+        raise EventError(Reason.BLOCKED_SOURCE, "the file is not below an allowed folder")
+
+    def _read(self, file: int) -> bytes:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise EventError(Reason.BLOCKED_SOURCE, "not a regular file")
+        if (size := os.fstat(file).st_size) > self._max_bytes:
+            raise self._too_large(size)
+        parts, total = [], 0
+        while part := os.read(file, _CHUNK):
+            parts.append(part)
+            total += len(part)
+            if total > self._max_bytes:  # it grows while it is read
+                raise self._too_large(total)
+        return b"".join(parts)
+
+    def _too_large(self, size: int) -> EventError:
+        return EventError(Reason.TOO_LARGE, f"{size} bytes, {self._max_bytes} allowed")
+
+
+def _path(uri: str) -> str:
+    """The absolute path of a file uri (RFC 8089): no host but this one, no query."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise EventError(Reason.BLOCKED_SOURCE, "the uri is malformed") from error
+    path = os.fsdecode(unquote_to_bytes(parts.path))
+    if parts.netloc not in ("", "localhost"):
+        raise EventError(Reason.BLOCKED_SOURCE, "a file uri of another host")
+    if parts.query or parts.fragment:
+        raise EventError(Reason.BLOCKED_SOURCE, "a file uri with ? or #; percent-encode them")
+    if not path.startswith("/") or "\0" in path:
+        raise EventError(Reason.BLOCKED_SOURCE, "a file uri without an absolute path")
+    return path
+
+
+@contextlib.contextmanager
+def _opened(root: Path, below: tuple[str, ...]) -> Iterator[int]:
+    """Walk down from `root`, following no link, and open what is at the end."""
+    if not below:
+        raise EventError(Reason.BLOCKED_SOURCE, "not a regular file")
+    with contextlib.ExitStack() as stack:
+        place = os.open(root, _FOLDER)
+        stack.callback(os.close, place)
+        for name in below[:-1]:
+            place = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=place)
+            stack.callback(os.close, place)
+        file = os.open(below[-1], _FILE, dir_fd=place)
+        stack.callback(os.close, file)
+        yield file
+
+
+def _meaning(error: OSError) -> Exception:
+    """Whose fault a failed call is (see the top)."""
+    words = os.strerror(error.errno or 0)
+    if error.errno in _GONE:
+        return EventError(Reason.SOURCE_GONE, words)
+    if error.errno in _DENIED:
+        return EventError(Reason.SOURCE_DENIED, words)
+    if error.errno in _NOT_A_FILE:
+        return EventError(Reason.BLOCKED_SOURCE, "not a regular file")
+    if error.errno in _OURS:
+        return InfrastructureError(f"reading a file: {words}")
+    return Unavailable(words)

@@ -1,0 +1,113 @@
+"""What may be fetched, and for how long: the policy every kind of source is held to.
+
+Owns the policy, its validation, and the words sources share. Opens nothing.
+"""
+
+import ipaddress
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.errors import ConfigError
+
+SCHEMES = ("https", "http", "file")
+DEFAULT_PORTS = {"https": 443, "http": 80}
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True)
+class SourcePolicy:
+    """Everything is forbidden until a field allows it.
+
+    `hosts` holds names, `*.example.com` (any depth, not example.com itself) or `*`, each for
+    the scheme's own port, or with `:PORT` or `:*`. An address is a name like any other.
+    `networks` are non-public networks, in CIDR, that may be connected to all the same.
+    """
+
+    schemes: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()  # folders; a file must lie below one, symbolic links resolved
+    networks: tuple[str, ...] = ()
+    max_bytes: int = 20 * 1024 * 1024
+    timeout_seconds: float = 10.0  # of one try, from name look-up to the last byte
+    attempts: int = 3
+    retry_seconds: float = 30.0  # all pauses between tries together
+    redirects: int = 3
+    ca_file: str | None = None  # PEM; None: the certifi bundle
+
+    def __post_init__(self) -> None:
+        for scheme in self.schemes:
+            if scheme not in SCHEMES:
+                raise ConfigError(f"fetch_schemes: {scheme!r} is not one of {', '.join(SCHEMES)}")
+        for root in self.roots:
+            if not Path(root).is_absolute() or not Path(root).is_dir():
+                raise ConfigError(f"fetch_roots: {root!r} is not the absolute path of a folder")
+        for pattern in self.hosts:
+            HostRule.parse(pattern)
+        self.parsed_networks()
+
+    def parsed_networks(self) -> tuple[Network, ...]:
+        """`networks` as objects."""
+        try:
+            return tuple(ipaddress.ip_network(text) for text in self.networks)
+        except ValueError as error:
+            raise ConfigError(f"fetch_networks: {error}") from error
+
+
+@dataclass(frozen=True)
+class HostRule:
+    """One entry of `SourcePolicy.hosts`."""
+
+    name: str  # lower case, punycode; "" for any host
+    below: bool  # the names below `name` instead of itself
+    port: int | None  # None: the scheme's own
+    any_port: bool
+
+    @classmethod
+    def parse(cls, pattern: str) -> "HostRule":
+        """Raises ConfigError."""
+        name, colon, port = pattern.rpartition(":")
+        if not colon or pattern.endswith("]"):
+            name, port = pattern, ""
+        below = name == "*" or name.startswith("*.")
+        name = name.removeprefix("*").removeprefix(".").strip("[]").rstrip(".")
+        try:
+            name = name.encode("idna").decode() if ":" not in name else name
+            number = int(port) if port not in ("", "*") else None
+        except ValueError as error:
+            raise ConfigError(f"fetch_hosts: {pattern!r} is not a host") from error
+        if "*" in name or "/" in name or not (name or below):
+            raise ConfigError(f"fetch_hosts: {pattern!r} is not a host")
+        return cls(name.lower(), below, number, port == "*")
+
+    def allows(self, scheme: str, host: str, port: int | None) -> bool:
+        """Whether a uri's scheme, host (as `httpx.URL.raw_host` has it) and port may be used."""
+        wanted = self.port or DEFAULT_PORTS[scheme]
+        if not self.any_port and (port or DEFAULT_PORTS[scheme]) != wanted:
+            return False
+        host = host.lower().rstrip(".")
+        if not self.below:
+            return host == self.name
+        return not self.name or host.endswith("." + self.name)
+
+
+class Unavailable(Exception):
+    """One try failed in a way another may not; `retry_after` is what the source asked for."""
+
+    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class Deadline:
+    """A point in time, handed down through every wait of one try."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds left; negative once it has passed."""
+        return self._end - time.monotonic()

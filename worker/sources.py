@@ -1,0 +1,97 @@
+"""From an event's uri to the bytes of its image, guarded.
+
+Owns the choice of source, the tries and the pauses between them, and how a uri may be shown.
+Knows nothing of images, events or Kafka. There is no s3 scheme: a pre-signed https link of an
+allowed host does the same without a second set of credentials in the worker.
+"""
+
+import random
+import re
+import threading
+
+from worker.errors import EventError, InfrastructureError, Reason
+from worker.source_file import FileSource
+from worker.source_http import HttpSource
+from worker.source_policy import Deadline, SourcePolicy, Unavailable
+
+__all__ = ["Fetcher", "SourcePolicy", "redact"]
+
+_FIRST_PAUSE = 0.25  # seconds; the bound of the pause doubles with every try
+_MOST_SHOWN = 300  # characters of a redacted uri
+_AUTHORITY = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*:)(//)?([^/?#]*@)?")
+
+
+class Fetcher:
+    """Fetches images as a policy allows. Thread-safe; blocks the calling thread.
+
+    A fetch takes at most `attempts * timeout_seconds + retry_seconds`, but for disks that hang.
+    """
+
+    def __init__(self, policy: SourcePolicy) -> None:
+        self._policy = policy
+        self._http = HttpSource(policy)
+        self._file = FileSource(policy)
+        self._closed = threading.Event()
+        self._random = random.Random()
+
+    def fetch(self, uri: str) -> bytes:
+        """The bytes at `uri`, at most `max_bytes`.
+
+        Raises EventError: blocked_source, source_gone, source_denied, source_unavailable,
+        too_large, unsupported_format (a content encoding). Raises InfrastructureError when
+        closed, when a root folder is gone, or when this process is out of descriptors.
+        """
+        scheme = uri.partition(":")[0].lower()
+        if scheme not in self._policy.schemes:
+            raise EventError(Reason.BLOCKED_SOURCE, f"scheme {scheme[:20]!r} is not allowed")
+        paused, tries = 0.0, 0
+        while True:
+            tries += 1
+            try:
+                return self._once(scheme, uri)
+            except Unavailable as trouble:
+                self._check_open()
+                pause = self._pause(tries, trouble.retry_after)
+                paused += pause
+                if tries >= self._policy.attempts or paused > self._policy.retry_seconds:
+                    detail = f"{trouble}, {tries} tries"
+                    raise EventError(Reason.SOURCE_UNAVAILABLE, detail) from trouble
+            self._closed.wait(pause)
+            self._check_open()
+
+    def close(self) -> None:
+        """Stop: fetches under way and later ones end with InfrastructureError."""
+        self._closed.set()
+        self._http.close()
+
+    def _once(self, scheme: str, uri: str) -> bytes:
+        if scheme == "file":
+            return self._file.get(uri)
+        return self._http.get(uri, Deadline(self._policy.timeout_seconds))
+
+    def _pause(self, tries: int, retry_after: float | None) -> float:
+        """Seconds: a random part of a doubling bound, on top of what the source asked for."""
+        jitter = self._random.uniform(0, _FIRST_PAUSE * 2 ** (tries - 1))
+        return (retry_after or 0.0) + jitter
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise InfrastructureError("fetching was stopped")
+
+
+def redact(uri: str) -> str:
+    """A uri fit for logs and dead letters: no user, password, query or fragment; bounded.
+
+    Signatures and tokens travel in those. Never raises, whatever the text.
+    """
+    shown, mark, _ = uri.partition("?")
+    shown, hash_mark, _ = shown.partition("#")
+    found = _AUTHORITY.match(shown)
+    if found and found[1].lower() == "data:":
+        shown, mark = found[1], "…"
+    elif found and found[3]:
+        shown = f"{found[1]}{found[2] or ''}…@{shown[found.end() :]}"
+    elif "@" in shown.partition("/")[0]:
+        shown = "…@" + shown.rpartition("@")[2]
+    shown = "".join(c if c.isprintable() else "?" for c in shown[:_MOST_SHOWN])
+    return shown + ("?…" if mark == "?" else mark or (hash_mark and "#…"))
