@@ -62,6 +62,10 @@ class State:
     length: int
     live: int
 
+    def pack(self) -> bytes:
+        """The 12 bytes kept in the `clusters` hash."""
+        return STATE.pack(self.epoch, self.length, self.live)
+
     @classmethod
     def unpack(cls, packed: bytes) -> "State":
         """Read the 12 bytes kept in the `clusters` hash."""
@@ -117,6 +121,16 @@ class Keys:
     def lock(self, cluster: int) -> str:
         """The key of the lock on a cluster."""
         return f"{self.prefix}lock:{cluster}"
+
+    def lookup(self, kind: str, digest: bytes, sequences: int) -> str:
+        """The bucket (kind `id:` or `sha:`) of a digest after so many sequences.
+
+        Linear hashing (Litwin, VLDB 1980); the scripts have the same rule.
+        """
+        buckets = sequences // LOAD + 1
+        size = 1 << (buckets.bit_length() - 1)
+        at = int.from_bytes(digest[:4], "big") % (2 * size)
+        return f"{self.prefix}{kind}{at if at < buckets else at % size}"
 
     def record(self, sequence: int) -> tuple[str, int]:
         """The bucket of a sequence and the first of its four fields."""

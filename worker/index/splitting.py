@@ -26,6 +26,8 @@ ROUNDS = 8
 """Iterations of 2-means; boundaries move little after a few."""
 SMALLEST_SHARE = 0.1
 """A split leaving less than this on one side is cut at the median instead."""
+NEARER = 1e-5
+"""A record moves only to a centroid this much more similar: rounding alone moves nothing."""
 UNPLANNED = 128
 """Records appended while a split was planned that its script may place by itself."""
 
@@ -130,8 +132,9 @@ class Maintainer:
         if contents is None or not all(c in space.table for c in [neighbour, *fresh]):
             return
         token = secrets.token_hex(16)
-        choices = space.table.directions_of([neighbour, *fresh])
-        nearest = (directions(contents.vectors) @ choices.T).argmax(axis=1)
+        near = directions(contents.vectors) @ space.table.directions_of([neighbour, *fresh]).T
+        near[:, 0] += NEARER
+        nearest = near.argmax(axis=1)
         nearest[contents.sequences == 0] = 0
         if not nearest.any():
             return
@@ -200,7 +203,7 @@ def _split(space: Space, contents: Contents, neighbours: list[int]) -> Plan:
     nearest = np.full(len(contents.sequences), -1, np.intp)
     nearest[contents.living] = len(neighbours) + sides
     if len(neighbours):
-        leaving = near.max(axis=1) > own
+        leaving = near.max(axis=1) > own + NEARER
         nearest[contents.living[leaving]] = near[leaving].argmax(axis=1)
     return Plan(contents, neighbours, new, _places(contents, nearest))
 

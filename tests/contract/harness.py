@@ -1,0 +1,96 @@
+"""Hands for the contract tests: make images, insert them, look at what the index holds."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from worker.index import Answer, Arrival, Index, IndexSettings
+from worker.index.fsck import check
+from worker.index.keys import Keys
+from worker.index.store import Client, Store
+from worker.vectors import Vectors, quantize
+
+SETTINGS = IndexSettings(threshold=0.8, cluster_limit=32, probes=0)
+MODEL = "model-a"
+
+
+def vectors(count: int, seed: int = 0) -> Vectors:
+    """Random directions: no two of them are alike (similarity under 0.6)."""
+    return quantize(np.random.default_rng(seed).normal(size=(count, 128)))
+
+
+def near(rows: Vectors, seed: int = 0, noise: float = 0.2) -> Vectors:
+    """A near-copy of each row, at similarity about 0.98."""
+    rng = np.random.default_rng(seed)
+    scale = rows.astype(float).std(axis=1, keepdims=True) * noise
+    return quantize(rows + rng.normal(size=rows.shape) * scale)
+
+
+@dataclass
+class Bench:
+    """A namespace of its own on a real server."""
+
+    connect: Callable[[], Client]
+    namespace: str
+    _offset: int = field(default=0)
+
+    def index(self, model: str = MODEL, **changes: Any) -> Index:
+        """A fresh worker's index with a connection of its own."""
+        return Index(self.connect(), model, replace(SETTINGS, **changes))
+
+    def store(self) -> Store:
+        """The commands below the index."""
+        return Store(self.connect())
+
+    def arrival(self, image_id: str, vector: Vectors | None = None, **changes: Any) -> Arrival:
+        """An add event of an image whose bytes are its id's, at the next offset of partition 0."""
+        self._offset += 1
+        plain = Arrival(
+            self.namespace,
+            image_id,
+            hashlib.sha256(str(changes.pop("bytes", image_id)).encode()).digest(),
+            store=True,
+            position=(0, self._offset),
+            vector=vector,
+        )
+        return replace(plain, **changes)
+
+    def arrivals(self, prefix: str, rows: Vectors) -> list[Arrival]:
+        """One arrival a row, named prefix-0, prefix-1, ..."""
+        return [self.arrival(f"{prefix}-{at}", row) for at, row in enumerate(rows)]
+
+    def keys(self) -> Keys:
+        """The keys of the generation that answers."""
+        serving = self.store().command("HGET", Keys(self.namespace, "").root, "serving")
+        return Keys(self.namespace, serving.decode())
+
+    def sequences(self) -> int:
+        """How many sequences were handed out."""
+        return int(self.store().command("HGET", self.keys().meta, "sequence"))
+
+    def assert_whole(self) -> None:
+        """Every invariant holds."""
+        assert check(self.store(), self.namespace) == []
+
+
+def place_all(index: Index, arrivals: Sequence[Arrival], batch: int = 16) -> list[Answer]:
+    """Place in batches, with all upkeep in between."""
+    answers: list[Answer] = []
+    for start in range(0, len(arrivals), batch):
+        answers += index.place(arrivals[start : start + batch])
+        maintain(index)
+    return answers
+
+
+def maintain(index: Index) -> None:
+    """Do all upkeep there is."""
+    while index.maintain():
+        pass
+
+
+def earliest_ids(answers: Sequence[Answer]) -> list[str | None]:
+    """The id of each answer's earliest match."""
+    return [answer.earliest.image_id if answer.earliest else None for answer in answers]

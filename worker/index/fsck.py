@@ -1,0 +1,238 @@
+"""`python -m worker fsck`: check every invariant of the index.
+
+Owns the list of what must hold in Redis, checked page by page. It reads only. It must not know how
+the index came to be what it is.
+"""
+
+import argparse
+import struct
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from worker import config
+from worker.index.cache import LAYOUT
+from worker.index.keys import (
+    ADDED,
+    CENTROID,
+    CHUNK,
+    CLUSTER,
+    LOAD,
+    NAMESPACES,
+    NEVER_READ,
+    RECORD,
+    SPAN,
+    Keys,
+    State,
+    decode,
+    digest,
+)
+from worker.index.store import Store
+from worker.storage import connect
+
+LIVE, COPY, DELETED = 0, 1, 2
+PAGE = 128
+"""Keys read in one pipeline."""
+
+IMAGE = struct.Struct(">B16sIHIII")
+
+
+class Check:
+    """One pass over one generation; `problems` says in words what does not hold."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store, self._keys = store, keys
+        self.problems: list[str] = []
+        self.last = int(store.command("HGET", keys.meta, "sequence") or 0)
+        self.states = {
+            CLUSTER.unpack(cluster)[0]: State.unpack(state)
+            for cluster, state in store.command("HGETALL", keys.clusters).items()
+        }
+        # For every sequence: the cluster its vector was found in, and a second one.
+        self._found: npt.NDArray[np.uint32] = np.zeros((self.last + 1, 2), np.uint32)
+
+    def run(self) -> list[str]:
+        """Check everything; answers the problems."""
+        self._check_centroids()
+        for cluster, state in self.states.items():
+            self._check_cluster(cluster, state)
+        for first in range(0, self.last + 1, SPAN * PAGE):
+            self._check_images(first)
+        self._check_lookups()
+        return self.problems
+
+    def _say(self, problem: str) -> None:
+        self.problems.append(problem)
+
+    def _check_centroids(self) -> None:
+        table = {
+            CLUSTER.unpack(cluster)[0]: centroid
+            for cluster, centroid in self._store.command("HGETALL", self._keys.centroids).items()
+        }
+        if table.keys() != self.states.keys():
+            self._say(f"clusters without a state or centroid: {table.keys() ^ self.states.keys()}")
+        replayed, version = self._replay()
+        if replayed is not None and replayed != table:
+            self._say("the centroid table is not what its log says")
+        if version != int(self._store.command("HGET", self._keys.meta, "version") or 0):
+            self._say(f"the log ends at version {version}, the counter does not")
+        due = {CLUSTER.unpack(c)[0] for c in self._store.command("SMEMBERS", self._keys.due)}
+        if due - self.states.keys():
+            self._say(f"retired clusters are due: {due - self.states.keys()}")
+
+    def _replay(self) -> tuple[dict[int, bytes] | None, int]:
+        """The table as the log gives it, None when its beginning is trimmed; and its version."""
+        table: dict[int, bytes] = {}
+        version, whole = 0, True
+        while entries := self._store.command(
+            "XRANGE", self._keys.log, f"({version}-1", "+", "COUNT", 1000
+        ):
+            for name, fields in entries:
+                current = int(name.split(b"-")[0])
+                whole &= current == version + 1
+                version = current
+                for (cluster,) in CLUSTER.iter_unpack(fields[b"retired"]):
+                    table.pop(cluster, None)
+                for at in range(0, len(fields[b"added"]), ADDED):
+                    added = fields[b"added"][at : at + ADDED]
+                    table[CLUSTER.unpack_from(added)[0]] = added[-CENTROID:]
+        return (table if whole else None), version
+
+    def _check_cluster(self, cluster: int, state: State) -> None:
+        raw = self._store.script("read", self._keys, CLUSTER.pack(cluster), NEVER_READ)
+        if not raw or raw[0] != state.pack():
+            self._say(f"cluster {cluster} changed while it was read")
+            return
+        if len(raw[2]) != state.length * RECORD:
+            self._say(f"cluster {cluster} has {len(raw[2]) / RECORD} of {state.length} records")
+            return
+        beyond = self._keys.chunk(cluster, -(-state.length // CHUNK))
+        if self._store.command("EXISTS", beyond):
+            self._say(f"cluster {cluster} has a chunk beyond its length")
+        records = np.frombuffer(raw[2], LAYOUT)
+        sequences = records["sequence"][records["sequence"] > 0]
+        if len(sequences) != state.live:
+            self._say(f"cluster {cluster} has {len(sequences)} living records, says {state.live}")
+        if len(np.unique(sequences)) != len(sequences):
+            self._say(f"cluster {cluster} holds a sequence twice")
+        if len(sequences) and int(sequences.max()) > self.last:
+            self._say(f"cluster {cluster} holds a sequence never handed out")
+            return
+        if records["vector"][records["sequence"] == 0].any():
+            self._say(f"cluster {cluster} keeps the vector of a deleted image")
+        second = self._found[sequences, 0] > 0
+        if self._found[sequences, 1].any():
+            self._say(f"cluster {cluster} holds a third copy of a vector")
+        self._found[sequences[second], 1] = cluster
+        self._found[sequences[~second], 0] = cluster
+
+    def _check_images(self, first: int) -> None:
+        buckets = range(first // SPAN, min(first // SPAN + PAGE, self.last // SPAN + 1))
+        replies = self._store.commands(
+            [("HGETALL", self._keys.record(bucket * SPAN)[0]) for bucket in buckets]
+        )
+        wanted = []
+        for bucket, fields in zip(buckets, replies, strict=True):
+            for offset in range(SPAN):
+                sequence = bucket * SPAN + offset
+                if 0 < sequence <= self.last:
+                    wanted.append(
+                        (sequence, *(fields.get(b"%d" % (offset * 4 + k)) for k in (0, 1)))
+                    )
+        for sequence, record, name in wanted:
+            if record is None or name is None:
+                self._say(f"sequence {sequence} has no {'record' if record is None else 'id'}")
+            else:
+                self._check_image(sequence, record)
+        self._check_names(wanted)
+
+    def _check_image(self, sequence: int, packed: bytes) -> None:
+        kind, sha, _, _, _, home, second = IMAGE.unpack_from(packed)
+        found = set(self._found[sequence].tolist()) - {0}
+        if kind == LIVE:
+            if found != {home, second} - {0}:
+                self._say(f"sequence {sequence} says clusters {home}, {second}; it is in {found}")
+            holder = self._lookup("sha:", sha)
+            if holder != sequence:
+                self._say(f"the bytes of sequence {sequence} lead to {holder}")
+            return
+        if found:
+            self._say(f"sequence {sequence} is no living original but has a vector in {found}")
+        if kind == COPY:
+            copies = f"{self._keys.prefix}copies:".encode() + sha
+            if self._store.command("ZSCORE", copies, sequence) is None:
+                self._say(f"copy {sequence} is not listed with its original")
+
+    def _check_names(self, images: list[tuple[int, bytes | None, bytes | None]]) -> None:
+        for sequence, _, name in images:
+            if name is None:
+                continue
+            at = self._lookup("id:", digest(name.decode()))
+            while at and at > sequence:
+                key, first = self._keys.record(at)
+                earlier = self._store.command("HGET", key, first + 3)
+                at = int(earlier) if earlier else None
+            if at != sequence:
+                self._say(f"the id of sequence {sequence} does not lead back to it")
+
+    def _lookup(self, kind: str, field: bytes) -> int | None:
+        value = self._store.command("HGET", self._keys.lookup(kind, field, self.last), field)
+        return int(value) if value else None
+
+    def _check_lookups(self) -> None:
+        for kind in ("id:", "sha:"):
+            for page in self._pages(kind):
+                for bucket, entries in page:
+                    for field, value in entries.items():
+                        if self._keys.lookup(kind, field, self.last) != bucket:
+                            self._say(f"{bucket} holds an entry of another bucket")
+                        if not 0 < int(value) <= self.last:
+                            self._say(f"{bucket} leads to sequence {int(value)}")
+
+    def _pages(self, kind: str) -> Iterator[list[tuple[str, dict[bytes, bytes]]]]:
+        count = self.last // LOAD + 1
+        for start in range(0, count, PAGE):
+            names = [
+                f"{self._keys.prefix}{kind}{b}" for b in range(start, min(start + PAGE, count))
+            ]
+            replies = self._store.commands([("HGETALL", name) for name in names])
+            yield list(zip(names, replies, strict=True))
+
+
+def check(store: Store, namespace: str) -> list[str]:
+    """Check the generation of a namespace that answers; [] when everything holds.
+
+    On a namespace in use what is found may be a change in progress: then it is looked at again.
+    """
+    root = Keys(namespace, "").root
+    for _ in range(3):
+        serving = store.command("HGET", root, "serving")
+        if serving is None:
+            return [f"namespace {namespace!r} does not exist"]
+        keys = Keys(namespace, serving.decode())
+        before = store.command("HGETALL", keys.meta), store.command("HGETALL", keys.clusters)
+        problems = Check(store, keys).run()
+        after = store.command("HGETALL", keys.meta), store.command("HGETALL", keys.clusters)
+        if not problems or before == after:
+            break
+    return problems
+
+
+def main(argv: list[str]) -> int:
+    """Check one namespace or all; exit status 1 when something does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m worker fsck", description=__doc__)
+    parser.add_argument("--namespace", help="only this one (default: all)")
+    config.add_flags(parser, config.RedisSettings)
+    args = parser.parse_args(argv)
+    store = Store(connect(config.from_flags(config.RedisSettings, args)))
+    names = [decode(name.decode()) for name in store.command("SMEMBERS", NAMESPACES)]
+    bad = 0
+    for namespace in [args.namespace] if args.namespace else sorted(names):
+        problems = check(store, namespace)
+        bad += len(problems)
+        for problem in problems:
+            print(f"{namespace}: {problem}", file=sys.stderr)
+        print(f"{namespace}: {len(problems) or 'no'} problems")
+    return 1 if bad else 0
