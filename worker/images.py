@@ -205,16 +205,20 @@ def _sixteen_to_eight(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
 
 
 def _deep_to_eight(samples: NDArray[np.int32] | NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Scale 32-bit samples by the range they keep to; what is not a number is black."""
-    values = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    """Scale 32-bit samples by the range they keep to; what is no number counts as 0."""
+    values = np.array(samples, dtype=np.float32)  # the one copy, changed in place
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     ranges = (1.0, 255.0, 65535.0) if samples.dtype.kind == "f" else (255.0, 65535.0)
     top = next((each for each in ranges if low >= 0 and high <= each), None)
     if top is None:
         largest = max(-low, high)  # first to -1..1: the plain difference may overflow
-        values = values / largest - low / largest
+        values /= largest
+        values -= low / largest
         top = (high / largest - low / largest) or 1.0
-    return np.asarray(np.clip(np.rint(values * (255.0 / top)), 0, 255), dtype=np.uint8)
+    values *= 255.0 / top
+    np.rint(values, out=values)
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def _upright(pixels: Image.Image, image: ImageFile.ImageFile) -> Image.Image:
