@@ -9,7 +9,7 @@ import numpy as np
 
 from worker.index import Answer, Arrival, Index, IndexSettings
 from worker.index.fsck import check
-from worker.index.keys import Keys
+from worker.index.keys import Keys, State
 from worker.index.store import Client, Store
 from worker.vectors import Vectors, quantize
 
@@ -70,6 +70,11 @@ class Bench:
     def sequences(self) -> int:
         """How many sequences were handed out."""
         return int(self.store().command("HGET", self.keys().meta, "sequence"))
+
+    def lengths(self) -> int:
+        """How many records all clusters hold, dead ones included."""
+        states = self.store().command("HGETALL", self.keys().clusters).values()
+        return sum(State.unpack(state).length for state in states)
 
     def assert_whole(self) -> None:
         """Every invariant holds."""

@@ -28,7 +28,7 @@ SMALLEST_SHARE = 0.1
 """A split leaving less than this on one side is cut at the median instead."""
 NEARER = 1e-5
 """A record moves only to a centroid this much more similar: rounding alone moves nothing."""
-UNPLANNED = 128
+UNPLANNED = 64
 """Records appended while a split was planned that its script may place by itself."""
 
 Rows = npt.NDArray[np.float32]
@@ -109,7 +109,7 @@ class Maintainer:
         space.table.refresh()
         if contents.cluster not in space.table:
             return None
-        neighbours = space.table.nearest_to(contents.cluster, NEIGHBOURS)
+        neighbours = self._with_room(space, contents)
         if state.live < limit // 8 and neighbours:
             return _merge(space, contents, neighbours)
         if state.live >= limit:
@@ -117,6 +117,19 @@ class Maintainer:
         if state.length >= limit or state.live * 2 < state.length:
             return _compact(contents)
         return None
+
+    def _with_room(self, space: Space, contents: Contents) -> list[int]:
+        """The nearest clusters that could take all of a cluster's records."""
+        near = space.table.nearest_to(contents.cluster, NEIGHBOURS)
+        if not near:
+            return []
+        states = self._store.command("HMGET", space.keys.clusters, *map(CLUSTER.pack, near))
+        most = self._settings.hard_limit - contents.state.live - UNPLANNED
+        return [
+            cluster
+            for cluster, state in zip(near, states, strict=True)
+            if state and State.unpack(state).length <= most
+        ]
 
     def _attract(self, space: Space, fresh: list[int]) -> None:
         """Move records of neighbouring clusters that are now nearer to a new centroid."""

@@ -1,0 +1,140 @@
+"""A worker that dies at any step of upkeep leaves nothing broken, nor does a full server."""
+
+import pytest
+import redis
+
+from deploy.local import LocalRedis
+from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
+from worker.errors import InfrastructureError
+from worker.index import Index
+
+STEPS = ("locked", "planned", "swapped", "attracted")
+
+
+class Killed(BaseException):
+    """What stands for SIGKILL: nothing catches it, nothing is cleaned up."""
+
+
+def die_at(index: Index, step: str, after: int = 0) -> None:
+    """Have the index's upkeep end at a step, the `after`-th time it comes there."""
+    left = [after]
+
+    def reached(name: str) -> None:
+        if name == step:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed(step)
+
+    vars(vars(index)["_maintainer"])["_step"] = reached
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_death_in_a_split_leaves_nothing_broken(bench: Bench, step: str) -> None:
+    rows = vectors(300)
+    index, doomed = bench.index(), bench.index(lock_seconds=0.05)
+    place_all(index, bench.arrivals("p", rows[:250]))
+    index.place(bench.arrivals("q", rows[250:]))
+    doomed.open(bench.namespace)
+    die_at(doomed, step)
+    with pytest.raises(Killed):
+        while doomed.maintain():
+            pass
+    bench.assert_whole()
+    found = bench.index().place(
+        [bench.arrival(f"c{at}", row, store=False) for at, row in enumerate(near(rows))]
+    )
+    assert None not in earliest_ids(found)
+    survivor = bench.index()
+    survivor.open(bench.namespace)
+    for _ in range(10_000):  # the dead worker's lock runs out by itself
+        survivor.maintain()
+        if not bench.store().command("SCARD", bench.keys().due):
+            break
+    assert bench.store().command("SCARD", bench.keys().due) == 0
+    bench.assert_whole()
+
+
+def test_a_worker_that_lost_its_lock_cannot_swap(bench: Bench) -> None:
+    index, slow = bench.index(), bench.index()
+    index.place(bench.arrivals("p", vectors(40)))
+    slow.open(bench.namespace)
+    store, keys = bench.store(), bench.keys()
+
+    def lose_the_lock(name: str) -> None:
+        if name == "planned":
+            store.command("DEL", keys.lock(1))
+
+    vars(vars(slow)["_maintainer"])["_step"] = lose_the_lock
+    assert not slow.maintain()
+    assert slow.stats()["splits"] == 0
+    assert index.maintain()
+    bench.assert_whole()
+
+
+def test_records_appended_while_a_split_is_planned_are_not_lost(bench: Bench) -> None:
+    index, other, rows = bench.index(), bench.index(), vectors(60)
+    index.place(bench.arrivals("p", rows[:40]))
+    other.open(bench.namespace)
+    late = bench.arrivals("late", rows[40:])
+
+    def insert(name: str) -> None:
+        if name == "planned" and late:
+            index.place([late.pop()])
+
+    vars(vars(other)["_maintainer"])["_step"] = insert
+    while other.maintain():
+        pass
+    assert other.stats()["splits"] >= 1
+    bench.assert_whole()
+
+
+def test_a_full_server_stops_inserts_whole() -> None:
+    with LocalRedis(config={"maxmemory": "2mb", "maxmemory-policy": "noeviction"}) as small:
+        bench = Bench(small.client, "full")
+        index, rows = bench.index(cluster_limit=256, probes=4), vectors(8000)
+        arrivals = bench.arrivals("p", rows)
+        placed = 0
+        with pytest.raises(InfrastructureError, match="OOM"):
+            while placed < len(arrivals):
+                index.place(arrivals[placed : placed + 16])
+                placed += 16
+        assert 0 < placed < len(arrivals)
+        small.client().config_set("maxmemory", "64mb")
+        answers = index.place(arrivals[placed : placed + 16])
+        assert [answer.sequence for answer in answers] == list(range(placed + 1, placed + 17))
+        bench.assert_whole()
+
+
+def test_a_server_that_is_away_is_an_infrastructure_error() -> None:
+    with LocalRedis() as server:
+        bench = Bench(lambda: redis.Redis(port=server.port, socket_timeout=1), "away")
+        index, arrival = bench.index(), bench.arrival("a", vectors(1)[0])
+        index.place([arrival])
+        server.kill()
+        for call in (index.ping, lambda: index.place([arrival]), index.maintain):
+            with pytest.raises(InfrastructureError):
+                call()
+
+
+def test_a_restarted_server_goes_on_where_it_was() -> None:
+    with LocalRedis(aof=True) as server:
+        bench = Bench(server.client, "restarted")
+        index, rows = bench.index(), vectors(40)
+        index.place(bench.arrivals("p", rows))
+        server.kill()
+        server.start()
+        answer = index.place([bench.arrival("c", near(rows)[0])])[0]
+        assert (answer.sequence, earliest_ids([answer])) == (41, ["p-0"])
+        bench.assert_whole()
+
+
+def test_a_server_that_lost_its_data_starts_over() -> None:
+    with LocalRedis() as server:
+        bench = Bench(server.client, "lost")
+        index, rows = bench.index(), vectors(40)
+        index.place(bench.arrivals("p", rows))
+        server.kill()
+        server.start()
+        answer = index.place([bench.arrival("c", near(rows)[0])])[0]
+        assert (answer.sequence, answer.earliest) == (1, None)
+        bench.assert_whole()
