@@ -8,6 +8,7 @@ of them (or a folder of one's own), follows the verdicts, prints what came of it
 
 import argparse
 import http.client
+import re
 import signal
 import sys
 import tempfile
@@ -87,7 +88,7 @@ class Demo:
         self._console = console
         self._directory = directory
         self._stack = stack
-        self._workers: list[ChildProcess] = []
+        self._workers: dict[int, ChildProcess] = {}  # by the port of their /readyz
         self._producer_log = ""
 
     def shipped_photos(self) -> Report:
@@ -95,9 +96,10 @@ class Demo:
         first, second = self._directory / "photos", self._directory / "stream"
         first.mkdir()
         second.mkdir()
-        truth = {_id(sample): sample for sample in write_samples(first, second)}
         self._start_servers()
         self._start_workers()
+        truth = {_id(sample): sample for sample in write_samples(first, second)}
+        self._wait_until_ready()
         with closing(self._collector()) as collector, self._progress(len(truth)) as progress:
             for folder in (first, second):
                 prefix = ("--inline", "--key-prefix", f"{folder.name}/")
@@ -110,6 +112,7 @@ class Demo:
         """Everything in a folder, unedited; the workers read the files themselves."""
         self._start_servers()
         self._start_workers("--fetch-schemes=file", f"--fetch-roots={folder}")
+        self._wait_until_ready()
         total = count_folder(folder)
         with closing(self._collector()) as collector, self._progress(total) as progress:
             self._publish(folder, (), collector, progress)
@@ -131,8 +134,8 @@ class Demo:
         )
 
     def _start_workers(self, *flags: str) -> None:
-        ports = [free_port() for _ in range(WORKERS)]
-        for number, port in enumerate(ports, 1):
+        for number in range(1, WORKERS + 1):
+            port = free_port()
             worker = self._python(
                 f"worker-{number}",
                 *("-m", "worker", *self._kafka_flags(), "--redis-url", self._redis.url),
@@ -141,13 +144,16 @@ class Demo:
                 *("--http-host", HOST, "--http-port", str(port), "--decode-processes", "1"),
                 *flags,
             )
-            self._workers.append(worker)
+            self._workers[port] = worker
+
+    def _wait_until_ready(self) -> None:
         deadline = Deadline(READY_SECONDS)
         with self._console.status(f"{WORKERS} workers load the network and join the group …"):
-            while not all(_ready(port) for port in ports):
+            while not all(map(_ready, self._workers)):
                 self._check_workers()
                 if deadline.passed:
-                    raise self._workers[0].failure(f"no worker was ready in {READY_SECONDS:g} s")
+                    slow = next(w for port, w in self._workers.items() if not _ready(port))
+                    raise slow.failure(f"a worker was not ready in {READY_SECONDS:g} s")
                 time.sleep(0.1)
 
     def _publish(
@@ -157,24 +163,24 @@ class Demo:
         producer = self._python(
             f"producer-{folder.name}", "-m", "producer", str(folder), *self._kafka_flags(), *flags
         )
+        results, before = collector.results, collector.results.events
         deadline = Deadline(IDLE_SECONDS)
         while True:
-            producing = producer.running
             if new := collector.poll():
                 deadline = Deadline(IDLE_SECONDS)
                 progress.update(
                     progress.task_ids[0],
-                    completed=len(collector.results.outcomes),
+                    completed=len(results.outcomes),
                     description=_line(new[-1]),
                 )
             self._check_workers()
-            if not producing:
-                collector.count_events()
-                if collector.results.missing <= 0 or deadline.passed:
+            if not producer.running:
+                results.events = before + _acknowledged(producer)
+                if results.complete or deadline.passed:
                     break
         if producer.exit_status != 0:
             self._producer_log += producer.log_tail()
-        return collector.results.complete
+        return results.complete
 
     def _python(self, name: str, *arguments: str) -> ChildProcess:
         log = self._directory / f"{name}.log"
@@ -186,12 +192,12 @@ class Demo:
         return ("--bootstrap-servers", self._kafka.bootstrap, "--topic", IMAGES)
 
     def _check_workers(self) -> None:
-        for worker in self._workers:
+        for worker in self._workers.values():
             if not worker.running:
                 raise worker.failure(f"a worker ended with status {worker.exit_status}")
 
     def _collector(self) -> Collector:
-        return Collector(self._kafka.bootstrap, IMAGES, VERDICTS, DEAD_LETTERS)
+        return Collector(self._kafka.bootstrap, VERDICTS, DEAD_LETTERS)
 
     def _progress(self, total: int) -> Progress:
         progress = Progress(
@@ -203,6 +209,15 @@ class Demo:
         )
         progress.add_task("publishing …", total=total)
         return progress
+
+
+def _acknowledged(producer: ChildProcess) -> int:
+    """How many events a producer that has ended says Kafka has."""
+    # Not the topic's end offsets: Tansu counts a batch as one record there.
+    said = re.search(r"^(\d+) of \d+ events acknowledged", producer.log_tail(), re.MULTILINE)
+    if said is None:
+        raise producer.failure(f"the producer ended with status {producer.exit_status}")
+    return int(said[1])
 
 
 def _id(sample: Sample) -> str:

@@ -130,7 +130,7 @@ def write_report(report: Report, path: Path) -> None:
     )
     near = sorted(
         (o for o in outcomes if o.verdict == "unique" and o.best_match is not None),
-        key=lambda o: -(o.best_similarity or 0.0),
+        key=lambda o: -o.matches[o.best_match or ""],
     )
     near = [o for o in near if o.image_id not in report.mistakes][:12]
     sections = [
@@ -192,9 +192,7 @@ def _pairs(report: Report, outcomes: Iterable[Outcome]) -> str:
 def _pair(report: Report, outcome: Outcome) -> str:
     other = report.original_of(outcome)
     mistake = report.mistakes.get(outcome.image_id, "")
-    similarity = outcome.similarity
-    if similarity is None and other == outcome.best_match:
-        similarity = outcome.best_similarity
+    similarity = outcome.matches.get(other, outcome.similarity) if other else None
     shown = "not among the matches" if similarity is None else f"{similarity:.3f}"
     notes = [outcome.verdict or outcome.reason, report.kind(outcome.image_id)]
     label = " · ".join(escape(note) for note in notes if note)

@@ -28,7 +28,7 @@ class Outcome:
     duplicate_of: str | None = None
     similarity: float | None = None
     best_match: str | None = None
-    best_similarity: float | None = None
+    matches: Mapping[str, float] = field(default_factory=dict)
     threshold: float = 0.0
     reason: str = ""
     detail: str = ""
@@ -36,7 +36,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Results:
-    """Everything the output topics held, by image id, and the count of input events.
+    """Everything the output topics held, by image id, and how many events were published.
 
     Delivery is at least once: the same answer coming again is counted as `surplus`, no more.
     """
@@ -81,21 +81,14 @@ class Results:
 class Collector:
     """Reads the two output topics from their beginning, as a consumer of its own."""
 
-    def __init__(self, bootstrap: str, images: str, verdicts: str, dead_letters: str) -> None:
+    def __init__(self, bootstrap: str, verdicts: str, dead_letters: str) -> None:
         self.results = Results()
         self._dead_letters = dead_letters
-        self._images = images
         self._consumer = KafkaConsumer(
             bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False
         )
         outputs = [p for topic in (verdicts, dead_letters) for p in self._partitions(topic)]
         self._consumer.assign(outputs)
-
-    def count_events(self) -> int:
-        """How many events the input topic holds now."""
-        ends = self._consumer.end_offsets(self._partitions(self._images))
-        self.results.events = sum(ends.values())
-        return self.results.events
 
     def poll(self) -> list[Outcome]:
         """What came in since the last call; waits a fifth of a second for something to come."""
@@ -130,7 +123,8 @@ def _outcome(record: Any, dead: bool) -> Outcome:
             detail=headers["dedup-detail"],
         )
     verdict = json.loads(record.value)
-    best = verdict["best_match"] or {}
+    best = verdict["best_match"]
+    matches = [*verdict["matches"], *([best] if best else [])]
     return Outcome(
         image_id=verdict["image_id"],
         seconds=record.timestamp / 1000
@@ -139,8 +133,8 @@ def _outcome(record: Any, dead: bool) -> Outcome:
         verdict=verdict["verdict"],
         duplicate_of=verdict["duplicate_of"],
         similarity=verdict["similarity"],
-        best_match=best.get("image_id"),
-        best_similarity=best.get("similarity"),
+        best_match=best and best["image_id"],
+        matches={match["image_id"]: match["similarity"] for match in matches},
         threshold=verdict["threshold"],
     )
 
