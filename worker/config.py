@@ -296,3 +296,15 @@ def _one_line(error: ValidationError) -> str:
             f"{name}{variable}: {problem['msg'].removeprefix('Value error, ')}".lstrip(": ")
         )
     return "; ".join(parts)
+
+
+def table() -> str:
+    """The documentation's table of settings, as Markdown."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default if field.default_factory is None else "one a core"
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        cell = "–" if shown in (None, "") else f"`{shown}`"
+        meaning = str(field.description).replace("|", "\\|")
+        lines.append(f"| `{ENV_PREFIX}{name.upper()}` | {cell} | {meaning} |")
+    return "\n".join(lines)

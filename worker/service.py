@@ -127,6 +127,8 @@ class Service:
                 cache_bytes=settings.cache_bytes,
             ),
         )
+        # A namespace of another model must stop the worker now, not at its first event.
+        self._until_there("redis", lambda: index.open("default"))
         fetcher = self._fetcher()
         pipeline = Pipeline(
             index=index,

@@ -16,65 +16,62 @@ from tests.photos import jpeg, near_copy, scene
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import Event, Reader, Worker, inline, publish, until
 from worker.embedder import Embedder
-from worker.vectors import quantize, similarity
+from worker.vectors import DIMENSIONS, quantize, similarity
 
 PAIRS = 1000
 SPARE = 3  # candidates for each scene wanted: those too like an earlier one are left out
+THRESHOLD, MARGIN = 0.97, 0.005
+BATCH = 64  # scenes embedded at once
 SECONDS = 300
 BROKEN = Path(__file__).with_name("broken_worker.py")
 
 
 @pytest.fixture(scope="module")
-def pairs() -> tuple[list[tuple[bytes, bytes]], float]:
-    """Pairs of JPEGs, and a threshold that every pair reaches and no two scenes do."""
+def pairs() -> list[tuple[bytes, bytes]]:
+    """Pairs of JPEGs: each pair is alike by the threshold, and no two scenes are."""
     embedder = Embedder.load("default", mode="fp32")
-    candidates = [scene(number) for number in range(PAIRS * SPARE)]
-    first = [jpeg(image) for image in candidates]
-    second = [jpeg(near_copy(image)) for image in candidates]
-    vectors = quantize(embedder.embed(first))
-    copies = quantize(embedder.embed(second))
-    own = np.array(
-        [similarity(a[None], b[None])[0, 0] for a, b in zip(vectors, copies, strict=True)]
-    )
-    threshold = 0.97
-    chosen: list[int] = []
-    for number in np.flatnonzero(own > threshold + 0.005):
-        both = np.stack([vectors[number], copies[number]])
-        others = np.concatenate([vectors[chosen], copies[chosen]])
-        if similarity(both, others).max(initial=-1) < threshold - 0.005:
-            chosen.append(int(number))
-        if len(chosen) == PAIRS:
-            break
-    assert len(chosen) == PAIRS, "too few different scenes for this threshold"
-    return [(first[number], second[number]) for number in chosen], threshold
+    chosen: list[tuple[bytes, bytes]] = []
+    vectors = np.empty((0, DIMENSIONS), np.int8)
+    for start in range(0, PAIRS * SPARE, BATCH):
+        scenes = [scene(number) for number in range(start, start + BATCH)]
+        pairs = [(jpeg(image), jpeg(near_copy(image))) for image in scenes]
+        embedded = quantize(embedder.embed([data for pair in pairs for data in pair]))
+        for number, pair in enumerate(pairs):
+            both = embedded[2 * number : 2 * number + 2]
+            alike = similarity(both[:1], both[1:])[0, 0] > THRESHOLD + MARGIN
+            if alike and similarity(both, vectors).max(initial=-1) < THRESHOLD - MARGIN:
+                chosen.append(pair)
+                vectors = np.concatenate([vectors, both])
+        if len(chosen) >= PAIRS:
+            return chosen[:PAIRS]
+    raise AssertionError(f"only {len(chosen)} scenes are different enough")
 
 
 def uniques_per_pair(
     kafka: LocalKafka,
     topics: Topics,
     start_worker: StartWorker,
-    pairs: tuple[list[tuple[bytes, bytes]], float],
+    pairs: list[tuple[bytes, bytes]],
     **settings: object,
 ) -> Counter[str]:
-    images, threshold = pairs
-    workers = [start_worker(probes=0, threshold=threshold, **settings) for _ in range(2)]
+    workers = [start_worker(probes=0, threshold=THRESHOLD, **settings) for _ in range(2)]
     for worker in workers:
         worker.wait_ready()
     events: list[Event] = []
-    for number, (first, second) in enumerate(images):
+    for number, (first, second) in enumerate(pairs):
         events.append(inline(f"{number}-a", first, partition=0))
         events.append(inline(f"{number}-b", second, partition=1))
     with Reader(kafka.bootstrap, topics.verdicts, topics.dead_letters) as reader:
         wait_for_two_owners(workers)
         publish(kafka.bootstrap, topics.images, events)
-        wanted = 2 * len(images)
+        wanted = 2 * len(pairs)
         reader.wait(lambda: len(reader.messages[topics.verdicts]) >= wanted, SECONDS, "verdicts")
         verdicts = reader.verdicts(topics.verdicts)
         assert not reader.messages[topics.dead_letters]
     assert len(verdicts) == wanted
     served = [worker.metric("dedup_event_to_verdict_seconds_count") for worker in workers]
-    assert served == [len(images)] * 2
-    uniques = Counter({str(number): 0 for number in range(len(images))})
+    assert served == [len(pairs)] * 2
+    uniques = Counter({str(number): 0 for number in range(len(pairs))})
     for verdict in verdicts:
         uniques[verdict["image_id"].split("-")[0]] += verdict["verdict"] == "unique"
     return uniques
@@ -97,7 +94,7 @@ def test_of_each_pair_exactly_one_is_unique(
     kafka_server: LocalKafka,
     topics: Topics,
     start_worker: StartWorker,
-    pairs: tuple[list[tuple[bytes, bytes]], float],
+    pairs: list[tuple[bytes, bytes]],
 ) -> None:
     uniques = uniques_per_pair(kafka_server, topics, start_worker, pairs)
     assert set(uniques.values()) == {1}
@@ -107,7 +104,7 @@ def test_a_store_that_reads_before_it_inserts_is_caught(
     kafka_server: LocalKafka,
     topics: Topics,
     start_worker: StartWorker,
-    pairs: tuple[list[tuple[bytes, bytes]], float],
+    pairs: list[tuple[bytes, bytes]],
 ) -> None:
     """The same oracle on a worker whose index is broken on purpose: some pairs are twice unique."""
     uniques = uniques_per_pair(kafka_server, topics, start_worker, pairs, command=(str(BROKEN),))

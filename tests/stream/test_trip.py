@@ -1,6 +1,8 @@
 """The whole trip of an event, through a real broker, a real worker process and a real Redis."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from kafka.structs import TopicPartition
 
 from deploy.local import LocalKafka
 from tests.conftest import Topics
-from tests.photos import jpeg, photos
+from tests.photos import jpeg, photos, scene
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import Event, Reader, by_uri, inline, publish, tombstone, until
 
@@ -99,33 +101,31 @@ def check_metrics(worker: Any) -> None:
     assert not [line for line in worker.lines() if line["level"] == "error"]
 
 
-def test_the_producer_side_ids_survive_a_restart_of_the_worker(
+def test_a_second_worker_goes_on_where_the_first_stopped(
     kafka_server: LocalKafka, topics: Topics, start_worker: StartWorker
 ) -> None:
-    """A second worker, started after the first ended, goes on where it stopped."""
-    first = start_worker().wait_ready()
-    names = sorted(photos())[:6]
-    publish(kafka_server.bootstrap, topics.images, [inline(n, jpeg(photos()[n])) for n in names])
+    """Nothing is answered twice, and what the first one stored is matched."""
+    first = start_worker(threshold=0.9).wait_ready()
+    scenes = {f"scene-{number}": scene(number) for number in range(6)}
+    originals = [inline(name, jpeg(image)) for name, image in scenes.items()]
+    publish(kafka_server.bootstrap, topics.images, originals)
     with Reader(kafka_server.bootstrap, topics.verdicts) as reader:
         reader.wait(lambda: len(reader.messages[topics.verdicts]) == 6, VERDICT_SECONDS, "six")
         assert first.terminate() == 0
-        second = start_worker().wait_ready()
-        copies = [inline(f"copy-{n}", jpeg(photos()[n], 60)) for n in names]
+        second = start_worker(threshold=0.9).wait_ready()
+        copies = [inline(f"copy-{name}", jpeg(image, 60)) for name, image in scenes.items()]
         publish(kafka_server.bootstrap, topics.images, copies)
         reader.wait(lambda: len(reader.messages[topics.verdicts]) == 12, VERDICT_SECONDS, "twelve")
         verdicts = reader.verdicts(topics.verdicts)
     assert second.metric("dedup_redeliveries_total") == 0
     found = {v["image_id"]: v["duplicate_of"] for v in verdicts if v["verdict"] == "duplicate"}
-    assert found == {f"copy-{n}": n for n in names}
+    assert found == {f"copy-{name}": name for name in scenes}
 
 
 @pytest.mark.parametrize("flags", [("--matches", "0"), ("--weights", "/no/such.safetensors")])
 def test_a_wrong_setting_ends_with_one_line_and_status_2(
     flags: tuple[str, str], tmp_path: Path
 ) -> None:
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "worker", *flags, "--http-port", "0", "--log-level", "error"],
         capture_output=True,

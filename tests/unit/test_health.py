@@ -1,0 +1,55 @@
+"""The three paths, and log lines a machine can read."""
+
+import json
+import logging
+
+import httpx
+import pytest
+
+from worker import logs
+from worker.health import HealthServer
+from worker.metrics import Metrics
+
+
+def test_paths_answer_what_their_checks_say() -> None:
+    metrics = Metrics()
+    metrics.inflight_events.set(3)
+    ready = {"redis": True, "kafka": False}
+    server = HealthServer(
+        "127.0.0.1",
+        0,
+        metrics.registry,
+        live={"loop": lambda: True},
+        ready={"redis": lambda: ready["redis"], "kafka": lambda: ready["kafka"]},
+    )
+    address = f"http://127.0.0.1:{server.port}"
+    with server, httpx.Client(base_url=address, trust_env=False) as client:
+        assert client.get("/livez").status_code == 200
+        refused = client.get("/readyz")
+        assert (refused.status_code, refused.json()) == (503, ready)
+        ready["kafka"] = True
+        assert client.get("/readyz?verbose").status_code == 200
+        assert "dedup_inflight_events 3.0" in client.get("/metrics").text
+        assert client.get("/").status_code == 404
+
+
+def test_a_port_in_use_is_an_error_at_once() -> None:
+    metrics = Metrics()
+    server = HealthServer("127.0.0.1", 0, metrics.registry, {}, {})
+    with server, pytest.raises(OSError, match="in use"):
+        HealthServer("127.0.0.1", server.port, metrics.registry, {}, {})
+
+
+def test_a_json_line_carries_extras_and_exceptions() -> None:
+    record = logging.makeLogRecord(
+        {"name": "worker.x", "levelname": "INFO", "msg": "did %s", "args": ("it",), "offset": 7}
+    )
+    line = json.loads(logs.JsonFormatter().format(record))
+    assert (line["message"], line["level"], line["offset"]) == ("did it", "info", 7)
+    try:
+        raise ValueError("odd\nthing")
+    except ValueError as error:
+        record.exc_info = (ValueError, error, error.__traceback__)
+    text = logs.JsonFormatter().format(record)
+    assert "\n" not in text
+    assert "ValueError: odd" in json.loads(text)["exception"]
