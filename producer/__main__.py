@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from producer.events import EventMaker
+from producer.events import ENVELOPE_BYTES, EventMaker, Outgoing
+from producer.inline import link_fetcher, make_ahead
 from producer.publisher import Publisher, Tally
 from producer.sources import (
     Item,
@@ -33,6 +34,8 @@ from producer.sources import (
 from worker.config import KafkaSettings, add_flags, from_flags
 from worker.errors import ConfigError, InfrastructureError
 from worker.messages import NAMESPACE, Op
+
+Made = Outgoing | Rejected
 
 OK, INCOMPLETE, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 SHOWN_PROBLEMS = 20
@@ -56,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = from_flags(KafkaSettings, options)
         with ExitStack() as stack:
             items, total = _open_source(options, stack)
-            maker = _maker(options, settings)
+            made = _make_all(items, options, settings, stack)
             run = Run(errors, options.rate)
             with _sigterm_interrupts(), _progress(errors, total) as progress:
-                run.publish(items, maker, settings, progress)
+                run.publish(made, settings, progress)
             return run.summarise(settings)
     except (ConfigError, InfrastructureError, SourceError, OSError) as error:
         errors.print(f"producer: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -79,15 +82,13 @@ class Run:
         self._errors = errors
         self._rate = rate
 
-    def publish(
-        self, items: Iterator[Item], maker: EventMaker, settings: KafkaSettings, progress: Progress
-    ) -> None:
+    def publish(self, made: Iterator[Made], settings: KafkaSettings, progress: Progress) -> None:
         """Send every item; stops early when Kafka takes nothing any more, or at Ctrl-C."""
         started = time.monotonic()
         with Publisher(settings) as publisher:
             self.tally = publisher.tally
             try:
-                self._send_all(items, maker, publisher, progress)
+                self._send_all(made, publisher, progress)
             except KeyboardInterrupt:
                 self.stopped = "interrupted"
             except InfrastructureError as error:
@@ -111,21 +112,18 @@ class Run:
             return INTERRUPTED
         return INCOMPLETE if self.stopped or tally.failed or self.rejected else OK
 
-    def _send_all(
-        self, items: Iterator[Item], maker: EventMaker, publisher: Publisher, progress: Progress
-    ) -> None:
+    def _send_all(self, made: Iterator[Made], publisher: Publisher, progress: Progress) -> None:
         task = progress.task_ids[0]
         due = time.monotonic()
-        for item in items:
-            made = item if isinstance(item, Rejected) else maker.make(item)
+        for outgoing in made:
             progress.advance(task)
-            if isinstance(made, Rejected):
-                self._reject(made)
+            if isinstance(outgoing, Rejected):
+                self._reject(outgoing)
                 continue
             if self._rate is not None:
                 time.sleep(max(0.0, due - time.monotonic()))
                 due = max(due, time.monotonic() - 1) + 1 / self._rate
-            publisher.send(made)
+            publisher.send(outgoing)
             if publisher.unreachable:
                 raise InfrastructureError("Kafka did not acknowledge in time")
 
@@ -154,7 +152,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--column", action="append", default=[], help="a column of links of the CSV; repeatable"
     )
-    parser.add_argument("--inline", action="store_true", help="send the bytes, not the uri")
+    parser.add_argument(
+        "--inline",
+        action="store_true",
+        help="send the bytes, not the uri; links are fetched, from public addresses only",
+    )
     parser.add_argument("--rate", type=_positive, help="most events a second (default: no limit)")
     parser.add_argument("--namespace", type=_namespace, help="for events that name none")
     parser.add_argument("--op", type=Op, choices=list(Op), help="for events that name none")
@@ -197,14 +199,25 @@ def _open_source(
     raise SourceError(f"{path}: neither a folder nor a file ending in {known}")
 
 
-def _maker(options: argparse.Namespace, settings: KafkaSettings) -> EventMaker:
-    return EventMaker(
+def _make_all(
+    items: Iterator[Item], options: argparse.Namespace, settings: KafkaSettings, stack: ExitStack
+) -> Iterator[Made]:
+    """The records of all items, made while they are asked for."""
+    links = options.inline and not Path(options.source).is_dir()
+    room = settings.max_message_bytes - ENVELOPE_BYTES
+    maker = EventMaker(
         max_message_bytes=settings.max_message_bytes,
         op=options.op,
         namespace=options.namespace,
         key_prefix=options.key_prefix,
         inline=options.inline,
+        fetch=stack.enter_context(link_fetcher(max(1, room))) if links else None,
     )
+
+    def make(item: Item) -> Made:
+        return item if isinstance(item, Rejected) else maker.make(item)
+
+    return make_ahead(make, items) if links else map(make, items)
 
 
 @contextmanager
