@@ -36,6 +36,7 @@ class Job:
     event: ImageEvent | None = None  # None while unparsed, and for good when it cannot be
     source: "Future[bytes] | None" = None  # the fetch under way
     data: bytes = field(default=b"", repr=False)
+    fetched: int = 0  # bytes that a fetch holds of its budget
     sha256: bytes = b""
     pixels: "Future[Pixels] | None" = None  # the decode under way
     vector: NDArray[np.int8] | None = None

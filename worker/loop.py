@@ -14,13 +14,14 @@ from time import monotonic, time
 from uuid import uuid4
 
 from worker.assignment import Assignment
-from worker.broker import Consumer, Offsets, Outgoing, Publisher, TransactionalPublisher
+from worker.broker import Consumer, Offsets
 from worker.config import Settings
 from worker.errors import EventError, InfrastructureError
 from worker.jobs import Job
 from worker.messages import Verdict, dead_letter_headers
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
+from worker.publishing import Outgoing, Publisher, TransactionalPublisher
 from worker.retrying import PAUSE_SECONDS
 
 log = logging.getLogger(__name__)

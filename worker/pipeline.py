@@ -13,7 +13,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Queue
 from threading import Event, Thread
@@ -29,6 +29,7 @@ from worker.jobs import Job, Pixels
 from worker.lanes import Lanes
 from worker.messages import MessageLimits, parse
 from worker.metrics import Metrics
+from worker.reading import Reader
 from worker.resolving import Resolver
 from worker.retrying import Closed, Persistence
 from worker.vectors import quantize
@@ -64,6 +65,8 @@ class PipelineSettings:
     batch_images: int = 64
     batch_wait_seconds: float = 0.02
     fetch_concurrency: int = 16
+    fetched_bytes: int = 256 * 1024 * 1024
+    max_image_bytes: int = 20 * 1024 * 1024
     limits: MessageLimits = field(default_factory=MessageLimits)
 
 
@@ -106,7 +109,12 @@ class Pipeline:
         self._deletes_passed: Counter[str] = Counter()
         self._deletes_done: Counter[str] = Counter()
         self._stopping = Event()
-        self._fetchers = ThreadPoolExecutor(settings.fetch_concurrency, "fetch")
+        self._reader = Reader(
+            self._fetch,
+            settings.fetch_concurrency,
+            settings.fetched_bytes,
+            settings.max_image_bytes,
+        )
         stages = (self._recognise_stage, self._embed_stage, self._resolve_stage)
         self._threads = [
             Thread(target=self._guard, args=(stage,), name=stage.__name__.strip("_"), daemon=True)
@@ -125,7 +133,7 @@ class Pipeline:
         self._sourced.close()
         self._decoded.close()
         self._embedded.put([])
-        self._fetchers.shutdown(wait=False, cancel_futures=True)
+        self._reader.close()
         deadline = monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - monotonic()))
@@ -156,7 +164,7 @@ class Pipeline:
             if event.data is not None:
                 job.data = event.data
             elif event.uri is not None and not job.is_delete:
-                job.source = self._fetchers.submit(self._fetch, event.uri)
+                job.source = self._reader.submit(event.uri)
                 job.source.add_done_callback(lambda _: self._sourced.wake())
         self._sourced.put(jobs)
 
@@ -178,6 +186,8 @@ class Pipeline:
         if job.event is not None and job.is_delete:
             self._deletes_passed[job.event.namespace] += 1
         if not job.live or job.is_delete:
+            if job.source is not None:  # its partition is lost; its bytes may be on their way
+                job.source.add_done_callback(self._abandon)
             return
         if job.source is not None:
             try:
@@ -185,7 +195,12 @@ class Pipeline:
             except EventError as error:
                 job.outcome = error
                 return
+            job.fetched = len(job.data)
         job.sha256 = hashlib.sha256(job.data).digest()
+
+    def _abandon(self, source: "Future[bytes]") -> None:
+        if source.exception() is None:
+            self._reader.release(len(source.result()))
 
     def _may_be_known(self, job: Job) -> bool:
         """Whether to ask early: not past a delete still in line, whose image looks known yet."""
@@ -197,8 +212,15 @@ class Pipeline:
     def _start_decoding(self, job: Job) -> None:
         if job.live and job.answer is None and not job.is_delete:
             job.pixels = self._decoders.submit(job.data)
-            job.pixels.add_done_callback(lambda _: self._decoded.wake())
+            job.pixels.add_done_callback(lambda _, job=job: self._let_go(job))  # type: ignore[misc]
+        else:
+            self._let_go(job)
         job.data = b""  # the decoders have it; held on, it would double the bytes in flight
+
+    def _let_go(self, job: Job) -> None:
+        if job.fetched:
+            self._reader.release(job.fetched)
+        self._decoded.wake()
 
     def _embed_stage(self) -> None:
         settings = self._settings

@@ -125,21 +125,19 @@ class Resolver:
 
 def conclude(answer: Answer, threshold: float) -> decide.Decision:
     """The decision an answer of the index leads to."""
-    if answer.exact_of is not None:
-        kind, original = VerdictKind.EXACT, decide.near(answer.exact_of)
-        best, matches = original, (original,)
-    else:
-        original = decide.near(answer.earliest) if answer.earliest is not None else None
-        kind = VerdictKind.UNIQUE if original is None else VerdictKind.DUPLICATE
-        best = decide.near(answer.best) if answer.best is not None else None
-        matches = tuple(decide.near(match) for match in answer.matches)
+    original = answer.exact_of or answer.earliest
+    best = answer.exact_of or answer.best
+    matches = (answer.exact_of,) if answer.exact_of is not None else answer.matches
+    kind = VerdictKind.UNIQUE
+    if original is not None:
+        kind = VerdictKind.EXACT if answer.exact_of is not None else VerdictKind.DUPLICATE
     return decide.Decision(
         kind=kind,
         threshold_micro=round(threshold * decide.MICRO),
         clusters_probed=answer.clusters_probed,
         vectors_compared=answer.vectors_compared,
         truncated=answer.truncated,
-        duplicate_of=original,
-        best=best,
-        matches=matches,
+        duplicate_of=decide.near(original) if original is not None else None,
+        best=decide.near(best) if best is not None else None,
+        matches=tuple(decide.near(match) for match in matches),
     )

@@ -141,6 +141,8 @@ class Service:
                 batch_images=settings.batch_images,
                 batch_wait_seconds=settings.batch_wait_seconds,
                 fetch_concurrency=settings.fetch_concurrency,
+                fetched_bytes=settings.in_flight_bytes,
+                max_image_bytes=settings.max_image_bytes,
                 limits=MessageLimits(settings.max_id_bytes, settings.max_attributes_bytes),
             ),
         )
@@ -186,7 +188,7 @@ class Service:
         try:
             look()
         except InfrastructureError as error:
-            log.info("%s does not answer", name, extra={"error": str(error)})
+            log.warning("%s is not ready", name, extra={"error": str(error)})
             return False
         return True
 
@@ -200,6 +202,8 @@ class Service:
 
     def _look_at_kafka(self) -> None:
         assert self._loop is not None
+        if not self._loop.consumer.topic_exists():
+            raise InfrastructureError(f"there is no topic {self._settings.topic!r}")
         lags = self._loop.consumer.lag(WATCH_SECONDS)
         self.metrics.consumer_lag.clear()
         for (topic, partition), lag in lags.items():
