@@ -32,6 +32,7 @@ class Embedder:
         about = weights.description
         self.model_id, self.threshold = weights.model_id(), about.threshold
         self.input_size, self.description = about.input_size, about
+        self.weights = weights
         self.device = device
         network = _network(weights)
         self.parameter_count = sum(parameter.numel() for parameter in network.parameters())
@@ -50,7 +51,7 @@ class Embedder:
         """
         if mode not in MODES:
             raise ConfigError(f"embedding mode {mode!r} is not one of {', '.join(MODES)}")
-        return cls(_read(weights), mode, _device(device))
+        return cls(read_weights(weights), mode, pick_device(device))
 
     def embed(self, images: Sequence[bytes]) -> NDArray[np.float32]:
         """Decode and embed encoded pictures: (n, 128) unit rows. Raises EventError by decoding."""
@@ -88,7 +89,7 @@ class Embedder:
         return vectors
 
 
-def _read(weights: str | Path) -> weightfile.Weights:
+def read_weights(weights: str | Path) -> weightfile.Weights:
     if weights == "imagenet":
         return _imagenet()
     if weights == "default":
@@ -138,7 +139,7 @@ def _network(weights: weightfile.Weights) -> TruncatedResNet18:
     return network
 
 
-def _device(wanted: str) -> str:
+def pick_device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,0 +1,260 @@
+"""From photos to measured weights: train, stop, resume, calibrate, evaluate."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.embedder_photos import TILE, tiles, write_tar
+from worker.embedder import Embedder
+from worker.errors import ConfigError
+from worker.network import TruncatedResNet18
+from worker.training import calibrate, evaluate, train
+from worker.training.calibrate import Nearest, nearest_strangers, propose
+from worker.training.contestants import contestant
+from worker.training.evaluate import arrange
+from worker.training.lanes import Lanes
+from worker.training.objective import Memory, contrastive_loss
+from worker.training.photos import Photo, read_photos, split
+from worker.training.run import Recipe, Run
+from worker.training.views import Views, batches
+from worker.weightfile import read
+
+TINY = Recipe(
+    steps=6, batch=8, size=40, early_size=32, early_share=0.5, memory=24, memory_from=0.2, lanes=2
+)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tar(tmp_path_factory.mktemp("photos") / "tiles.tar", list(tiles()))
+
+
+@pytest.fixture(scope="module")
+def trained(archive: Path) -> Path:
+    out = archive.with_name("trained.safetensors")
+    small = "--batch 8 --size 48 --early-size 32 --memory 64 --held-out 0.5 --processes 0"
+    command = f"--photos {archive} --out {out} --steps 4 --device cpu {small}"
+    assert train.main(command.split()) == 0
+    return out
+
+
+def _run(steps: int, from_checkpoint: Path | None = None) -> Run:
+    run = Run(TINY, "cpu")
+    if from_checkpoint is not None:
+        run.load(from_checkpoint)
+    photos = read_tiles()
+    views = Views(photos, TINY.size, TINY.seed, TINY.objective)
+    for _ in train.steps(run, views, processes=0):
+        if run.step == steps:
+            break
+    return run
+
+
+def read_tiles() -> list[Photo]:
+    return [Photo(str(place), tile, bytes([place])) for place, tile in enumerate(tiles()[:40])]
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.checkpoint"
+    _run(2).save(checkpoint)
+    resumed, uninterrupted = _run(6, checkpoint), _run(6)
+    assert resumed.step == uninterrupted.step == 6
+    resumed_state = resumed.network.state_dict()
+    for name, value in uninterrupted.network.state_dict().items():
+        assert torch.equal(resumed_state[name], value), name
+    assert torch.equal(resumed.memory.photos, uninterrupted.memory.photos)
+
+
+def test_views_do_not_depend_on_who_makes_them() -> None:
+    views = Views(read_tiles(), 32, 0, "contrastive")
+    alone, helped = batches(views, 4, 3, 0), batches(views, 4, 3, 2)
+    for _ in range(2):
+        for here, there in zip(next(alone), next(helped), strict=True):
+            assert torch.equal(here, there)
+
+
+def test_lanes_give_the_gradients_of_one_network() -> None:
+    torch.manual_seed(0)
+    network = TruncatedResNet18().eval()  # without batch statistics, parts do not matter
+    pixels = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8)
+    lanes = Lanes(network, 3, "cpu")
+    outputs = lanes.forward(pixels.chunk(3))
+    lanes.backward(outputs, [torch.ones_like(output) for output in outputs])
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = network(pixels).float()
+    wanted = torch.autograd.grad(rows.sum(), list(network.parameters()))
+    torch.testing.assert_close(torch.cat(outputs), rows.detach(), atol=0.02, rtol=0.02)
+    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+        assert parameter.grad is not None
+        assert (
+            torch.nn.functional.cosine_similarity(
+                parameter.grad.flatten(), gradient.flatten(), dim=0
+            )
+            > 0.98
+        )
+
+
+def test_memory_forgets_the_oldest() -> None:
+    memory = Memory(4, 2)
+    memory.add(torch.ones(3, 2), torch.tensor([1, 2, 3]))
+    memory.add(torch.zeros(2, 2), torch.tensor([4, 5]))
+    assert memory.photos.tolist() == [5, 2, 3, 4]
+
+
+def test_the_loss_wants_copies_close_and_strangers_away() -> None:
+    unit = torch.eye(8)
+    photos, memory = torch.arange(4), Memory(4, 8)
+    good = contrastive_loss(unit[:4], unit[:4], photos, memory)
+    apart = contrastive_loss(unit[:4], unit[4:], photos, memory)
+    crowded = contrastive_loss(unit[[0, 0, 1, 1]], unit[[0, 0, 1, 1]], photos, memory)
+    assert good < apart
+    assert good < crowded
+    memory.add(unit[:1], torch.tensor([9]))  # a stranger where the first pair stands
+    assert contrastive_loss(unit[:4], unit[:4], photos, memory) > good
+    memory.add(unit[:4], photos)  # the same photos again are no strangers
+    torch.testing.assert_close(contrastive_loss(unit[:4], unit[:4], photos, memory), good)
+
+
+def test_the_rotation_objective_trains() -> None:
+    recipe = replace(TINY, objective="rotation", steps=2)
+    run = Run(recipe, "cpu")
+    before = run.head.weight.detach().clone()
+    losses = [x for x, _ in train.steps(run, Views(read_tiles(), 40, 0, "rotation"), 0)]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    assert not torch.equal(run.head.weight, before)
+
+
+def test_photos_come_from_folders_and_archives_alike(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    tiles()[0].save(tmp_path / "deep" / "a.png")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    photos = read_photos([archive, tmp_path])
+    assert len(photos) == len(tiles()) + 1
+    assert photos[-1].image.size == (TILE, TILE)
+    with pytest.raises(ConfigError, match="neither"):
+        read_photos([tmp_path / "missing"])
+    with pytest.raises(ConfigError, match="no pictures"):
+        read_photos([])
+
+
+def test_the_split_looks_at_bytes_alone(archive: Path) -> None:
+    photos = read_photos([archive])
+    kept, out = split(photos, 0.3)
+    _, out_reversed = split(photos[::-1], 0.3)
+    assert {p.name for p in out} == {p.name for p in out_reversed}
+    assert len(kept) + len(out) == len(photos)
+    assert 0.2 < len(out) / len(photos) < 0.4
+
+
+def test_trained_weights_carry_all_that_is_known_of_them(trained: Path) -> None:
+    about = read(trained).description
+    assert about.input_size == 48
+    assert about.training["steps_done"] == 4
+    assert about.evaluation["calibration"]["threshold"] == about.threshold
+    assert 0 <= about.evaluation["micro_average_precision"] <= 1
+    assert Embedder.load(trained, mode="fp32").threshold == about.threshold
+
+
+def test_evaluation_reports_and_repeats_itself(trained: Path, tmp_path: Path) -> None:
+    folder, archive = tmp_path, write_tar(tmp_path / "few.tar", list(tiles()[::5]))
+    reports = []
+    for name in ("first.json", "second.json"):
+        command = (
+            f"--photos {archive} --weights {trained}@fp32 --against phash,{trained}@float"
+            f" --originals 8 --held-out 0.3 --json {folder / name} --out {folder / 'out'}"
+        )
+        pytest.importorskip("imagehash")
+        assert evaluate.main(command.split()) == 0
+        reports.append((folder / name).read_bytes())
+    assert reports[0] == reports[1]
+    found = json.loads(reports[0])
+    assert found["pictures"]["originals"] == 8
+    assert found["pictures"]["stored"] > 50
+    assert set(found["results"]) == {f"{trained}@fp32", "phash", f"{trained}@float"}
+    for result in found["results"].values():
+        assert result["tiers"]["easy"]["micro_average_precision"] > 0.2
+        assert result["recall_by_edit"]["jpeg 30"] >= result["recall_by_edit"]["crop 50 %"]
+    drawn = {path.name for path in (folder / "out").iterdir()}
+    assert drawn == {
+        "recall-by-edit.png", "scores.png", "worst-misses.png", "worst-false-hits.png"
+    }  # fmt: skip
+
+
+def test_roles_in_an_evaluation_do_not_mix(archive: Path) -> None:
+    photos = read_photos([archive])
+    pictures = arrange(photos, photos, originals=10, held_out=0.2)
+    originals = {photo.sha256 for photo in pictures.originals}
+    strangers = {photo.sha256 for photo in pictures.strangers}
+    stored = {photo.sha256 for photo in pictures.distractors}
+    assert len(originals) == 10
+    assert not originals & strangers
+    assert not (originals | strangers) & stored
+
+
+def test_nearest_strangers_by_hand() -> None:
+    stored = np.zeros((3, 128), np.int8)
+    stored[0, 0] = stored[1, 0] = stored[2, 1] = 100
+    stored[1, 1] = 100
+    nearest = nearest_strangers(stored)
+    assert nearest.stranger.tolist() == [1, 0, 1]
+    np.testing.assert_allclose(nearest.similarity, [0.5**0.5] * 3)
+
+
+def test_the_threshold_meets_the_wanted_rate_on_an_exponential_tail() -> None:
+    rng = np.random.default_rng(0)
+    similarity = 0.4 + rng.exponential(0.03, 100_000)
+    nearest = Nearest(similarity, np.zeros(len(similarity), np.int64))
+    for rate in (0.01, 0.001, 0.0001):
+        threshold = propose(nearest, rate).threshold
+        assert np.exp(-(threshold - 0.4) / 0.03) == pytest.approx(rate, rel=0.25)
+    more = propose(nearest, 0.001, stored=1_000_000).threshold
+    assert np.exp(-(more - 0.4) / 0.03) == pytest.approx(0.0001, rel=0.25)
+
+
+def test_true_copies_at_the_top_hardly_move_the_threshold() -> None:
+    rng = np.random.default_rng(0)
+    similarity = 0.4 + rng.exponential(0.03, 5000)
+    clean = propose(Nearest(similarity, np.zeros(5000, np.int64)), 0.001).threshold
+    similarity[:15] = 0.99
+    with_copies = propose(Nearest(similarity, np.zeros(5000, np.int64)), 0.001).threshold
+    assert abs(with_copies - clean) < 0.05
+
+
+def test_calibration_writes_weights_with_the_new_threshold(trained: Path, archive: Path) -> None:
+    written, plot = archive.with_name("calibrated.safetensors"), archive.with_name("plot.png")
+    command = (
+        f"--photos {archive} --weights {trained} --mode fp32 --false-rate 0.01"
+        f" --write {written} --plot {plot}"
+    )
+    assert calibrate.main(command.split()) == 0
+    before, after = read(trained), read(written)
+    assert after.model_id() == before.model_id()
+    assert after.description.threshold != before.description.threshold
+    assert plot.stat().st_size > 1000
+
+
+def test_too_few_photos_are_one_line_errors(tmp_path: Path, trained: Path) -> None:
+    few = write_tar(tmp_path / "few.tar", list(tiles()[:3]))
+    with pytest.raises(ConfigError, match="too few"):
+        train.main(f"--photos {few} --out {tmp_path / 'w'} --steps 1".split())
+    with pytest.raises(ConfigError, match="too few"):
+        calibrate.main(f"--photos {few} --weights {trained} --mode fp32".split())
+    with pytest.raises(ConfigError, match="too few"):
+        evaluate.main(f"--photos {few} --weights {trained}@fp32".split())
+
+
+@pytest.mark.parametrize("name", ["phash", "dhash", "pdq", "efficientnet-lite0"])
+def test_rivals_recognise_a_recompressed_photo(name: str) -> None:
+    packages = {"phash": "imagehash", "dhash": "imagehash", "pdq": "pdqhash"}
+    pytest.importorskip(packages.get(name, "efficientnet_lite_pytorch"))
+    rival = contestant(name)
+    photos = list(tiles()[::60])
+    copies = rival.describe([photo.resize((80, 80)) for photo in photos])
+    stored = rival.describe(photos)
+    np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1, atol=1e-5)
+    assert ((copies @ stored.T).argmax(1) == np.arange(len(photos))).mean() >= 0.8

@@ -1,0 +1,159 @@
+"""Random views for contrastive training: a mild one stands for the stored picture, a hard one
+for the copy. After SSCD (Pizzi et al., 2022) and the ISC-2021 winners.
+
+Every choice comes from the generator handed in, so a view is a function of (photo, seed).
+Edits are applied in the order pictures meet them: geometry, light, overlays, frames, recoding.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from worker.training import edits
+
+WORDS = [
+    "new",
+    "sale",
+    "like",
+    "share",
+    "today",
+    "look",
+    "best",
+    "found",
+    "photo",
+    "price",
+    "offer",
+]
+
+
+def mild_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The picture as stored: untouched half of the time, else lightly recoded or cropped."""
+    if rng.random() < 0.5:
+        return image
+    if rng.random() < 0.3:
+        image = edits.crop(image, rng.uniform(0.8, 1), rng.uniform(0.9, 1.1), *rng.random(2))
+    if rng.random() < 0.4:
+        image = _light(image, rng, 0.2)
+    if rng.random() < 0.3:
+        image = edits.scale(image, rng.uniform(0.5, 0.9))
+    if rng.random() < 0.4:
+        image = edits.jpeg(image, int(rng.integers(30, 90)))
+    return image
+
+
+def hard_view(image: Image.Image, other: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The picture as copied: several edits of any strength; `other` serves as a backdrop."""
+    for stage, chance in ((_geometry, 0.85), (_colours, 0.6), (_overlays, 0.35)):
+        if rng.random() < chance:
+            image = stage(image, rng)
+    if rng.random() < 0.4:
+        image = _frames(image, other, rng)
+    if rng.random() < 0.5:
+        image = _recoding(image, rng)
+    return image
+
+
+def _geometry(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    if rng.random() < 0.3:
+        image = edits.mirror(image)
+    if rng.random() < 0.3:
+        image = edits.quarter_turn(image, int(rng.integers(1, 4)))
+    if rng.random() < 0.2:
+        image = edits.turn(image, rng.uniform(-15, 15), _colour(rng))
+    if rng.random() < 0.55:
+        area = math.exp(rng.uniform(math.log(0.25), 0))
+        image = edits.crop(image, area, math.exp(rng.uniform(-0.35, 0.35)), *rng.random(2))
+    if rng.random() < 0.2:
+        image = edits.stretch(image, math.exp(rng.uniform(-0.3, 0.3)))
+    return image
+
+
+def _colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    if rng.random() < 0.6:
+        image = _light(image, rng, 0.5)
+    if rng.random() < 0.2:
+        image = edits.grey(image)
+    elif rng.random() < 0.15:
+        image = edits.hue(image, int(rng.integers(-20, 21)))
+    if rng.random() < 0.2:
+        image = edits.gamma(image, *np.exp(rng.uniform(-0.35, 0.35, 3)).tolist())
+    if rng.random() < 0.15:
+        image = edits.sharpen(image, rng.uniform(1.5, 4))
+    elif rng.random() < 0.25:
+        image = edits.blur(image, rng.uniform(0.003, 0.02))
+    if rng.random() < 0.2:
+        image = edits.noise(image, rng.uniform(5, 25), rng)
+    return image
+
+
+def _light(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    factors = np.exp(rng.uniform(-strength, strength, 3)).tolist()
+    for edit, factor in zip(
+        (edits.brightness, edits.contrast, edits.saturation), factors, strict=True
+    ):
+        if rng.random() < 0.5:
+            image = edit(image, factor)
+    return image
+
+
+def _overlays(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    kind = rng.random()
+    if kind < 0.55:
+        bar = _colour(rng) if rng.random() < 0.5 else None
+        share, top = rng.uniform(0.06, 0.18), float(rng.choice([0.02, 0.98, rng.random()]))
+        image = edits.caption(image, _words(rng, 3), share, top, colour=_colour(rng), bar=bar)
+    elif kind < 0.8:
+        image = edits.watermark(
+            image, _words(rng, 1), rng.uniform(0.06, 0.15), rng.uniform(0.2, 0.6)
+        )
+    if rng.random() < 0.35:
+        share = rng.uniform(0.1, 0.35)
+        left, top = rng.random(2).tolist()
+        glyph = _words(rng, 1)[0]
+        image = edits.sticker(image, share, left, top, colour=_colour(rng), glyph=glyph)
+    return image
+
+
+def _frames(image: Image.Image, other: Image.Image, rng: np.random.Generator) -> Image.Image:
+    kind = rng.random()
+    if kind < 0.25:
+        return edits.border(image, rng.uniform(0.03, 0.2), _colour(rng))
+    if kind < 0.5:
+        aspect = 1.0 if rng.random() < 0.6 else math.exp(rng.uniform(-0.6, 0.6))
+        return edits.pad(image, aspect, _colour(rng))
+    if kind < 0.9:
+        lines = [_words(rng, 4) for _ in range(int(rng.integers(0, 9)))]
+        margin = 0.0 if rng.random() < 0.6 else rng.uniform(0.02, 0.3)
+        dark = bool(rng.random() < 0.4)
+        aspect, top = rng.uniform(0.9, 2.2), rng.random()
+        return edits.screenshot(
+            image, aspect=aspect, margin=margin, top=top, dark=dark, lines=lines
+        )
+    factor = rng.uniform(1.1, 1.6)
+    backdrop = other.resize((round(image.width * factor), round(image.height * factor)))
+    return edits.paste(backdrop, image, *rng.random(2).tolist())
+
+
+def _recoding(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    if rng.random() < 0.4:
+        image = edits.scale(image, rng.uniform(0.25, 0.8))
+    if rng.random() < 0.15:
+        return edits.webp(image, int(rng.integers(10, 70)))
+    if rng.random() < 0.8:
+        image = edits.jpeg(image, int(rng.integers(8, 70)))
+    return image
+
+
+def _colour(rng: np.random.Generator) -> edits.RGB:
+    kind = rng.random()
+    if kind < 0.4:
+        return edits.WHITE
+    if kind < 0.6:
+        return edits.BLACK
+    red, green, blue = rng.integers(0, 256, 3).tolist()
+    return (red, green, blue)
+
+
+def _words(rng: np.random.Generator, count: int) -> str:
+    return " ".join(rng.choice(WORDS, count).tolist())

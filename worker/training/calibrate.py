@@ -1,0 +1,155 @@
+"""Propose the similarity threshold for a wanted rate of false alarms, on one's own pictures.
+
+    python -m worker calibrate --photos photos/ --false-rate 0.001 --stored 100000 --plot out.png
+
+Every picture asks for its nearest stranger, compared as the index compares (int8). The threshold is
+where the tail of those similarities meets the wanted rate. Collections hold true copies nobody
+knows of, and they sit at the very top; so the tail is fitted where 95 to 99 % of the pictures lie
+and continued as an exponential, and the pairs above it are shown for a person to judge.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from worker import vectors, weightfile
+from worker.embedder import MODES, Embedder
+from worker.errors import ConfigError
+from worker.images import to_pixels
+from worker.training.photos import Photo, read_photos, split
+
+FEWEST = 200  # pictures; the 99 % point of fewer means nothing
+LOWER, UPPER = 0.95, 0.99  # the part of the tail that is fitted
+AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Nearest stranger of every picture: similarity (n,) and which one (n,)."""
+
+    similarity: NDArray[np.float64]
+    stranger: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A threshold and what it rests on."""
+
+    threshold: float
+    false_rate: float  # wanted share of new pictures called duplicates of a stranger
+    stored: int  # pictures in the index it is meant for
+    measured: int  # pictures it was measured on
+    reached: int  # of those, nearest strangers at or above the threshold
+
+
+def embed(embedder: Embedder, photos: list[Photo]) -> vectors.Vectors:
+    """Embed and round: int8 (n, 128)."""
+    rows = []
+    for at in range(0, len(photos), AT_ONCE):
+        images = [photo.image for photo in photos[at : at + AT_ONCE]]
+        pixels = np.stack([to_pixels(image, embedder.input_size) for image in images])
+        rows.append(vectors.quantize(embedder.embed_pixels(pixels)))
+    return np.concatenate(rows)
+
+
+def nearest_strangers(stored: vectors.Vectors) -> Nearest:
+    """Find each picture's best other picture."""
+    similarity, stranger = np.empty(len(stored)), np.empty(len(stored), np.int64)
+    for at in range(0, len(stored), AT_ONCE):
+        scores = vectors.similarity(stored[at : at + AT_ONCE], stored)
+        own = np.arange(len(scores))
+        scores[own, at + own] = -2
+        stranger[at : at + AT_ONCE] = scores.argmax(1)
+        similarity[at : at + AT_ONCE] = scores.max(1)
+    return Nearest(similarity, stranger)
+
+
+def propose(nearest: Nearest, false_rate: float, stored: int | None = None) -> Proposal:
+    """Continue the tail to the wanted rate; more stored pictures raise each one's chance in step.
+
+    `stored` defaults to the number measured. Raises ConfigError for fewer than FEWEST pictures.
+    """
+    count = len(nearest.similarity)
+    if count < FEWEST:
+        raise ConfigError(f"{count} pictures are too few to calibrate on; {FEWEST} is the least")
+    meant = stored or count
+    lower, upper = np.quantile(nearest.similarity, [LOWER, UPPER])
+    slope = (upper - lower) / math.log((1 - LOWER) / (1 - UPPER))
+    wanted = false_rate * count / meant
+    threshold = float(np.clip(upper + slope * math.log((1 - UPPER) / wanted), -1, 1))
+    reached = int((nearest.similarity >= threshold).sum())
+    return Proposal(round(threshold, 4), false_rate, meant, count, reached)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; the exit status. Raises ConfigError for a wrong argument."""
+    arguments = _arguments(argv)
+    photos = _distinct(read_photos(arguments.photos))
+    if arguments.held_out < 1:
+        photos = split(photos, arguments.held_out)[1]
+    embedder = Embedder.load(arguments.weights, mode=arguments.mode)
+    nearest = nearest_strangers(embed(embedder, photos))
+    proposal = propose(nearest, arguments.false_rate, arguments.stored)
+    _tell(proposal, nearest, photos, Console())
+    if arguments.plot:
+        from worker.training.report import plot_calibration
+
+        plot_calibration(nearest.similarity, proposal.threshold, Path(arguments.plot))
+    if arguments.write:
+        path = Path(arguments.write)
+        described = replace(embedder.description, threshold=proposal.threshold)
+        weightfile.save(path, replace(embedder.weights, description=described))
+    return 0
+
+
+def _distinct(photos: list[Photo]) -> list[Photo]:
+    """Drop further files of the same bytes: they are no strangers."""
+    return list({photo.sha256: photo for photo in photos}.values())
+
+
+def _tell(proposal: Proposal, nearest: Nearest, photos: list[Photo], console: Console) -> None:
+    console.print(
+        f"threshold [bold]{proposal.threshold:.4f}[/] for {proposal.false_rate:g} false alarms a "
+        f"picture among {proposal.stored:,} stored (measured on {proposal.measured:,})"
+    )
+    above = np.flatnonzero(nearest.similarity >= proposal.threshold)
+    console.print(f"{len(above)} of these pictures reach it; the closest, to be judged by eye:")
+    for place in above[np.argsort(-nearest.similarity[above])][:20]:
+        other = photos[nearest.stranger[place]].name
+        console.print(f"  {nearest.similarity[place]:.4f}  {photos[place].name}  {other}")
+
+
+def _share(least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not least < value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not above {least:g} and at most {most:g}")
+        return value
+
+    return parse
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="worker calibrate", description=_SUMMARY)
+    parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
+    parser.add_argument("--weights", default="default", help="default, imagenet or a file")
+    parser.add_argument("--mode", choices=MODES, default="auto", help="embedding mode")
+    parser.add_argument(
+        "--false-rate", type=_share(0, 0.5), default=0.001, help="false alarms a new picture"
+    )
+    parser.add_argument("--stored", type=int, help="pictures the index will hold (default: these)")
+    parser.add_argument(
+        "--held-out", type=_share(0, 1), default=1.0, help="use the share training did not see"
+    )
+    parser.add_argument("--plot", help="write the histogram to this PNG")
+    parser.add_argument("--write", help="write the weights with the new threshold to this file")
+    return parser.parse_args(argv)
+
+
+_SUMMARY = "Propose the threshold for a wanted rate of false alarms, on one's own pictures."

@@ -1,0 +1,114 @@
+"""Measure copy detection: the attack suite against an index full of other pictures.
+
+    python -m worker evaluate --photos held-out/ --distractors more.tar --against phash,pdq
+    python -m worker evaluate --photos clothing.tar --held-out 0.08 --weights mine.safetensors
+
+Half of the photos are originals (their edited copies are the queries, they are stored), half are
+strangers (queries only); distractors are stored. The same photos and weights give the same report.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from worker.errors import ConfigError
+from worker.training import report
+from worker.training.attacks import ATTACKS
+from worker.training.contestants import Contestant, contestant
+from worker.training.photos import Photo, read_photos, split
+from worker.training.trial import Pictures, Trial, figures, run_trial
+
+
+def arrange(
+    photos: list[Photo], distractors: list[Photo], originals: int, held_out: float
+) -> Pictures:
+    """Choose the roles by SHA-256, so neither order nor folder of the files matters.
+
+    With `held_out` below 1 only the photos a trainer with that share set aside are asked about; the
+    others are stored as distractors. Raises ConfigError when too few photos remain.
+    """
+    trained_on, asked = split(photos, held_out) if held_out < 1 else ([], photos)
+    asked = sorted({photo.sha256: photo for photo in asked}.values(), key=lambda p: p.sha256[::-1])
+    count = min(originals, len(asked) // 2)
+    if count < 2:
+        raise ConfigError(f"{len(asked)} photos are too few to evaluate on; 4 is the least")
+    taken = {photo.sha256 for photo in asked}
+    rest = [photo for photo in trained_on + distractors if photo.sha256 not in taken]
+    return Pictures(asked[:count], asked[count:], rest)
+
+
+def evaluate(who: list[Contestant], pictures: Pictures, console: Console) -> list[Trial]:
+    """Run every contestant through the suite."""
+    trials = []
+    with Progress(console=console, transient=True) as bar:
+        for each in who:
+            task = bar.add_task(each.name, total=len(ATTACKS) + 2)
+            trials.append(run_trial(each, pictures, partial(bar.advance, task)))
+    return trials
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; the exit status. Raises ConfigError for a wrong argument."""
+    arguments = _arguments(argv)
+    names = [arguments.weights, *filter(None, arguments.against.split(","))]
+    who = [contestant(name) for name in names]
+    others = read_photos(arguments.distractors) if arguments.distractors else []
+    photos = read_photos(arguments.photos)
+    pictures = arrange(photos, others, arguments.originals, arguments.held_out)
+    console = Console()
+    trials = evaluate(who, pictures, console)
+    results = {trial.name: figures(trial) for trial in trials}
+    console.print(report.table(results))
+    console.print(report.edits_table(results))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(_document(pictures, results), indent=1) + "\n")
+    if arguments.out:
+        _draw(trials, results, Path(arguments.out))
+    return 0
+
+
+def _document(pictures: Pictures, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    counts = {
+        "originals": len(pictures.originals),
+        "strangers": len(pictures.strangers),
+        "stored": len(pictures.originals) + len(pictures.distractors),
+        "edits": len(ATTACKS),
+    }
+    return {"pictures": counts, "results": results}
+
+
+def _draw(trials: list[Trial], results: dict[str, dict[str, Any]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    report.plot_recall(results, folder / "recall-by-edit.png")
+    report.plot_scores(trials[0], folder / "scores.png")
+    report.contact_sheet(trials[0].misses, folder / "worst-misses.png")
+    report.contact_sheet(trials[0].false_hits, folder / "worst-false-hits.png")
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="worker evaluate", description=_SUMMARY)
+    parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
+    parser.add_argument("--distractors", nargs="+", help="folders or tar files, stored only")
+    parser.add_argument(
+        "--weights", default="default", help="default, imagenet or a file; @MODE or @float after it"
+    )
+    parser.add_argument(
+        "--against",
+        default="",
+        help="others, with commas: phash,dhash,pdq,efficientnet-lite0,imagenet,rotation, a file",
+    )
+    parser.add_argument("--originals", type=int, default=300, help="at most so many (default 300)")
+    parser.add_argument(
+        "--held-out", type=float, default=1.0, help="ask only about this share, as train set aside"
+    )
+    parser.add_argument("--json", help="write every figure to this file")
+    parser.add_argument("--out", help="write plots and contact sheets into this folder")
+    return parser.parse_args(argv)
+
+
+_SUMMARY = "Measure copy detection: the attack suite against an index of other pictures."

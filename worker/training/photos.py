@@ -1,0 +1,79 @@
+"""Photos for training and evaluation: folders and tar files in, RGB images out, split by photo.
+
+Knows nothing of models. The split looks only at a photo's bytes, so a photo stays on its side
+whatever folder, archive or order it arrives in.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from worker.errors import ConfigError, EventError
+from worker.images import ImageLimits, open_rgb
+
+WORKING_SIDE = 320  # pixels; longer short sides are reduced once, at loading
+LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One picture in memory, named `source/member`."""
+
+    name: str
+    image: Image.Image
+    sha256: bytes
+
+
+def read_photos(sources: Iterable[str | Path]) -> list[Photo]:
+    """Decode every picture of folders (recursively) and tar files; other files are passed over.
+
+    Raises ConfigError when a source is missing or nothing in them is a picture.
+    """
+    photos = []
+    for source in sources:
+        for name, data in _members(Path(source)):
+            try:
+                image = open_rgb(data, LIMITS, target=WORKING_SIDE)
+            except EventError:
+                continue
+            photos.append(Photo(name, _reduced(image), hashlib.sha256(data).digest()))
+    if not photos:
+        raise ConfigError(f"no pictures in {', '.join(map(str, sources))}")
+    return photos
+
+
+def split(photos: list[Photo], held_out: float) -> tuple[list[Photo], list[Photo]]:
+    """Split into (kept, held out); `held_out` is the share, decided by each photo's SHA-256."""
+    bound = int(held_out * 2**32)
+    kept: list[Photo] = []
+    out: list[Photo] = []
+    for photo in photos:
+        (out if int.from_bytes(photo.sha256[:4], "big") < bound else kept).append(photo)
+    return kept, out
+
+
+def _members(source: Path) -> Iterator[tuple[str, bytes]]:
+    if source.is_dir():
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            yield f"{source.name}/{path.relative_to(source)}", path.read_bytes()
+    elif source.is_file() and tarfile.is_tarfile(source):
+        with tarfile.open(source) as archive:
+            for member in archive:
+                stream = archive.extractfile(member) if member.isfile() else None
+                if stream is not None:
+                    yield member.name, stream.read()
+    else:
+        raise ConfigError(f"{source} is neither a folder nor a tar file")
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    short = min(image.size)
+    if short <= WORKING_SIDE:
+        return image
+    factor = WORKING_SIDE / short
+    size = (round(image.width * factor), round(image.height * factor))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)

@@ -1,0 +1,138 @@
+"""One training run: its recipe, its state, one step of it, and its checkpoint."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worker.images import PREPROCESSING
+from worker.network import DIMENSIONS, TruncatedResNet18
+from worker.training.lanes import Lanes
+from worker.training.objective import Memory, contrastive_loss, rotation_loss
+from worker.weightfile import Description, Weights
+
+PARTS = ("network", "head", "memory", "optimizer")  # of a checkpoint
+
+
+def _option(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"help": f"{about} (default {default})"})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the weights; it becomes the command's options and travels with the weights."""
+
+    objective: str = "contrastive"
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = _option(128, "photos a step, each seen twice")
+    size: int = _option(112, "pixels a side, of the last phase and of the shipped network")
+    early_size: int = _option(80, "pixels a side at first: cheaper steps for coarse features")
+    early_share: float = _option(0.55, "share of the run with the early size")
+    rate: float = _option(3e-3, "highest learning rate of AdamW")
+    warmup: float = _option(0.03, "share of the run in which the rate rises; then it falls to 0")
+    decay: float = _option(0.02, "weight decay")
+    memory: int = _option(4096, "past references that serve as strangers")
+    memory_from: float = _option(0.05, "share of the run before the memory is used")
+    held_out: float = _option(0.08, "share of photos set aside, by SHA-256")
+    lanes: int = _option(4, "threads that share a batch on a CPU")
+    seed: int = _option(0, "decides views and first weights")
+
+
+class Run:
+    """The state a checkpoint holds, and one step of it."""
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device = recipe, device
+        self.network = TruncatedResNet18().to(device).to(memory_format=torch.channels_last)
+        self.lanes = Lanes(self.network, recipe.lanes if device == "cpu" else 1, device)
+        self.head = nn.Linear(DIMENSIONS, 4).to(device)
+        self.memory = Memory(recipe.memory, DIMENSIONS).to(device)
+        weights = [*self.network.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.AdamW(weights, recipe.rate, weight_decay=recipe.decay)
+        self.step, self.seconds = 0, 0.0
+
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by the clock."""
+        if self.recipe.steps is not None:
+            return self.step / self.recipe.steps
+        return self.seconds / (60 * (self.recipe.minutes or 60.0))
+
+    def size(self) -> int:
+        """Pixels a side at this point of the run."""
+        early = self.progress() < self.recipe.early_share
+        return self.recipe.early_size if early else self.recipe.size
+
+    def train(self, pixels: Tensor, labels: Tensor) -> float:
+        """One step on uint8 (n, views, S, S, 3) and int64 (n,), see `Views`; returns the loss.
+
+        The loss looks at the whole batch; the network before it works lane by lane.
+        """
+        self._set_rate()
+        labels = labels.to(self.device)
+        parts = [
+            part.flatten(0, 1) for part in pixels.to(self.device).chunk(len(self.lanes.replicas))
+        ]
+        outputs = self.lanes.forward(parts, pooled=self.recipe.objective == "rotation")
+        rows = torch.cat([output.detach() for output in outputs]).requires_grad_()
+        self.optimizer.zero_grad()
+        loss = self._loss(rows, labels)
+        (gradient,) = torch.autograd.grad(loss, rows, retain_graph=True)
+        if self.recipe.objective == "rotation":
+            loss.backward(inputs=list(self.head.parameters()))  # type: ignore[no-untyped-call]
+        self.lanes.backward(outputs, torch.split(gradient, [len(part) for part in parts]))
+        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def _loss(self, rows: Tensor, labels: Tensor) -> Tensor:
+        if self.recipe.objective == "rotation":
+            return rotation_loss(rows, self.head, labels)
+        references, copies = rows[0::2], rows[1::2]
+        loss = contrastive_loss(references, copies, labels, self.memory)
+        if self.progress() > self.recipe.memory_from:
+            self.memory.add(references, labels)
+        return loss
+
+    def _set_rate(self) -> None:
+        done = min(1.0, self.progress())
+        warm = min(1.0, (done + 1e-4) / self.recipe.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate * warm * (0.5 + 0.5 * math.cos(math.pi * done))
+
+    def start_from(self, weights: Weights) -> None:
+        """Begin with a trained network instead of random numbers."""
+        self.network.load_state_dict(weights.tensors, strict=False)
+        self.lanes.adopt_statistics()
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to go on, replacing the old file only when complete."""
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        partial = path.with_suffix(".partial")
+        torch.save({**parts, "step": self.step, "seconds": self.seconds}, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Take up what `save` wrote. Only tensors and numbers are read, never code."""
+        state: dict[str, Any] = torch.load(path, self.device, weights_only=True)
+        for name in PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.lanes.adopt_statistics()
+
+    def weights(self, threshold: float, evaluation: dict[str, Any]) -> Weights:
+        """The network as it is shipped, with all that travels along."""
+        done = {"steps_done": self.step, "seconds": round(self.seconds)}
+        about = Description(
+            preprocessing=PREPROCESSING,
+            input_size=self.recipe.size,
+            threshold=threshold,
+            training={**asdict(self.recipe), **done},
+            evaluation=evaluation,
+        )
+        return Weights(self.network.state_dict(), about)

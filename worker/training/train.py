@@ -1,0 +1,121 @@
+"""Train the embedder: photos in, weights out.
+
+    python -m worker train --photos clothing.tar photos/ --out weights.safetensors --minutes 60
+    python -m worker train --photos DIR --out w.safetensors --steps 2000 --objective rotation
+
+Stop it at any time; the same command with --resume goes on from the last checkpoint. With --steps
+an interrupted run ends with the same weights as an uninterrupted one; with --minutes the schedule
+follows the clock. The photos set aside calibrate the threshold and measure the result.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from worker.embedder import pick_device, read_weights
+from worker.errors import ConfigError
+from worker.training.calibrate import FEWEST, embed, nearest_strangers, propose
+from worker.training.contestants import Embedded
+from worker.training.evaluate import arrange
+from worker.training.photos import Photo, read_photos, split
+from worker.training.run import Recipe, Run
+from worker.training.trial import figures, run_trial
+from worker.training.views import Views, batches
+from worker.weightfile import save
+
+FALSE_RATE = 0.001  # strangers called duplicates, which the threshold is set for
+STORED = 10_000  # pictures in the index, likewise
+CURVE_EVERY = 50  # steps
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; the exit status. Raises ConfigError for a wrong argument."""
+    arguments = vars(_arguments(argv))
+    recipe = Recipe(**{field.name: arguments[field.name] for field in fields(Recipe)})
+    kept, held_out = split(read_photos(arguments["photos"]), recipe.held_out)
+    if len(kept) < recipe.batch or len(held_out) < FEWEST:
+        raise ConfigError(
+            f"{len(kept)} photos to train on and {len(held_out)} held out are too few: "
+            f"{recipe.batch} (a batch) and {FEWEST} (to calibrate) are the least"
+        )
+    run, out = Run(recipe, pick_device(arguments["device"])), Path(arguments["out"])
+    if arguments["start"] is not None:
+        run.start_from(read_weights(arguments["start"]))
+    if arguments["resume"]:
+        run.load(out.with_suffix(".checkpoint"))
+    views = Views(kept, recipe.size, recipe.seed, recipe.objective)
+    follow(run, views, out, arguments["processes"], arguments["save_every"])
+    finish(run, held_out, out)
+    return 0
+
+
+def follow(run: Run, views: Views, out: Path, processes: int, save_every: int) -> None:
+    """Run to the end of the schedule, with a progress bar, a curve and checkpoints."""
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar, out.with_suffix(".curve.jsonl").open("a") as curve:
+        task = bar.add_task("train", total=1.0)
+        for loss, rate in steps(run, views, processes):
+            about = f"step {run.step}  loss {loss:.3f}  {rate:.0f} views/s"
+            bar.update(task, completed=run.progress(), description=about)
+            if run.step % CURVE_EVERY == 0:
+                point = {"step": run.step, "seconds": run.seconds, "loss": loss, "rate": rate}
+                curve.write(json.dumps(point) + "\n")
+                curve.flush()
+            if run.step % save_every == 0:
+                run.save(out.with_suffix(".checkpoint"))
+    run.save(out.with_suffix(".checkpoint"))
+
+
+def steps(run: Run, views: Views, processes: int) -> Iterator[tuple[float, float]]:
+    """Yield (loss, views per second) after every step, until the schedule ends."""
+    while run.progress() < 1:
+        views.size = run.size()
+        stream = batches(views, run.recipe.batch, run.step, processes)
+        while run.progress() < 1 and run.size() == views.size:
+            started = time.monotonic()
+            pixels, labels = next(stream)
+            loss = run.train(pixels, labels)
+            seconds = time.monotonic() - started
+            run.seconds += seconds
+            yield loss, pixels.shape[0] * pixels.shape[1] / seconds
+
+
+def finish(run: Run, held_out: list[Photo], out: Path) -> None:
+    """Calibrate and evaluate on the photos set aside, and write the weights."""
+    save(out, run.weights(1.0, {}))
+    who = Embedded("held out", out, "fp32", rounded=True)
+    proposal = propose(nearest_strangers(embed(who.embedder, held_out)), FALSE_RATE, STORED)
+    who.threshold = proposal.threshold
+    found = figures(run_trial(who, arrange(held_out, [], 300, 1.0), lambda: None))
+    save(out, run.weights(proposal.threshold, {"calibration": asdict(proposal), **found}))
+    score = found["micro_average_precision"]
+    print(f"{out}: threshold {proposal.threshold}, held-out µAP {score:.4f}")
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="worker train", description=_SUMMARY)
+    parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
+    parser.add_argument("--out", required=True, help="weights file; checkpoint and curve beside it")
+    parser.add_argument("--start", help="fine-tune these weights: default, imagenet or a file")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--processes", type=int, default=1, help="processes that make views")
+    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, help="length of the run in steps")
+    length.add_argument("--minutes", type=float, help="length of the run by the clock")
+    choices = ("contrastive", "rotation")
+    parser.add_argument("--objective", choices=choices, default="contrastive", help="what to learn")
+    for option in (field for field in fields(Recipe) if field.metadata):
+        name, kind = "--" + option.name.replace("_", "-"), type(option.default)
+        parser.add_argument(name, type=kind, default=option.default, help=option.metadata["help"])
+    return parser.parse_args(argv)
+
+
+_SUMMARY = "Train the embedder: photos in, weights out."

@@ -1,0 +1,151 @@
+"""One contestant through the attack suite: scores of every query against every stored picture.
+
+Queries are the attacked originals and the untouched strangers; stored are originals and
+distractors. Owns the scoring; knows no files and draws nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from worker.training.attacks import ATTACKS, TIERS
+from worker.training.contestants import Contestant, Rows
+from worker.training.metrics import FalsePairs, Ranking, count_false, rank
+from worker.training.photos import Photo
+
+AT_ONCE = 32  # pictures edited and described together
+STRANGERS = "strangers"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Who is asked about and who is stored."""
+
+    originals: list[Photo]
+    strangers: list[Photo]  # queries without a stored original
+    distractors: list[Photo]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query and a stored picture, for the contact sheets."""
+
+    edit: str
+    query: Photo
+    stored: Photo
+    score: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All scores of one contestant."""
+
+    name: str
+    threshold: float | None
+    true: NDArray[np.float32]  # (attacks * originals,), attack by attack
+    blocks: dict[str, FalsePairs]  # by attack, and the strangers
+    nearest_strangers: NDArray[np.float32]  # (strangers,) best score of each
+    misses: list[Pair] = field(default_factory=list)
+    false_hits: list[Pair] = field(default_factory=list)
+
+    def ranking(self, names: Sequence[str]) -> Ranking:
+        """Rank the true pairs of some attacks among their false pairs and the strangers'."""
+        originals = len(self.true) // len(ATTACKS)
+        chosen = np.repeat([attack.name in names for attack in ATTACKS], originals)
+        blocks = [self.blocks[name] for name in (*names, STRANGERS) if name in self.blocks]
+        return rank(self.true, chosen, blocks)
+
+
+def run_trial(who: Contestant, pictures: Pictures, tick: Callable[[], None]) -> Trial:
+    """Describe everything, then score; `tick` is called after each of the 2 + attacks rounds."""
+    stored = pictures.originals + pictures.distractors
+    rows = _describe(who, [photo.image for photo in stored])
+    tick()
+    queries = {}
+    for attack in ATTACKS:
+        edited = [attack(photo.image, photo.name) for photo in pictures.originals]
+        queries[attack.name] = _describe(who, edited)
+        tick()
+    queries[STRANGERS] = _describe(who, [photo.image for photo in pictures.strangers])
+    tick()
+    return _score(who, pictures, rows, queries)
+
+
+def _describe(who: Contestant, images: list[Image.Image]) -> Rows:
+    parts = [who.describe(images[at : at + AT_ONCE]) for at in range(0, len(images), AT_ONCE)]
+    return np.concatenate(parts)
+
+
+def _score(who: Contestant, pictures: Pictures, rows: Rows, queries: dict[str, Rows]) -> Trial:
+    count = len(pictures.originals)
+    originals = rows[:count]
+    true = np.concatenate([(queries[a.name] * originals).sum(1) for a in ATTACKS])
+    stored = pictures.originals + pictures.distractors
+    blocks: dict[str, FalsePairs] = {}
+    hits: list[Pair] = []
+    nearest = np.empty(0, np.float32)
+    for name, asked in queries.items():
+        scores = asked @ rows.T
+        askers = pictures.strangers if name == STRANGERS else pictures.originals
+        if name == STRANGERS:
+            nearest = scores.max(1)
+            blocks[name] = count_false(scores, true)
+        else:
+            scores[np.arange(count), np.arange(count)] = -2
+            others = ~np.eye(count, len(stored), dtype=bool)
+            blocks[name] = count_false(scores[others], true)
+        for query in np.argsort(-scores.max(1))[:12]:
+            best = int(scores[query].argmax())
+            hits.append(Pair(name, askers[query], stored[best], float(scores[query, best])))
+    misses = _misses(true, pictures.originals)
+    hits.sort(key=lambda pair: -pair.score)
+    return Trial(who.name, who.threshold, true, blocks, nearest, misses, hits[:24])
+
+
+def _misses(true: NDArray[np.float32], originals: list[Photo]) -> list[Pair]:
+    pairs = []
+    for place in np.argsort(true)[:24]:
+        attack, photo = divmod(int(place), len(originals))
+        original = originals[photo]
+        pairs.append(Pair(ATTACKS[attack].name, original, original, float(true[place])))
+    return pairs
+
+
+def figures(trial: Trial) -> dict[str, Any]:
+    """Every figure of the report, ready for JSON."""
+    everything = trial.ranking([attack.name for attack in ATTACKS])
+    found: dict[str, Any] = {
+        "micro_average_precision": everything.average_precision(),
+        "recall_at_precision_0.99": everything.recall_at_precision(0.99),
+        "recall_at_precision_0.999": everything.recall_at_precision(0.999),
+        "recall_at_false_rate_1e-6": everything.recall_at_false_rate(1e-6),
+        "threshold_at_precision_0.99": everything.threshold_at_precision(0.99),
+        "comparisons": everything.comparisons,
+        "tiers": {tier: _tier_figures(trial, tier) for tier in TIERS},
+        "recall_by_edit": _by_edit(trial, everything.threshold_at_precision(0.99)),
+    }
+    if trial.threshold is not None:
+        found["threshold"] = trial.threshold
+        found["recall_at_threshold"] = float(np.mean(trial.true >= trial.threshold))
+        found["recall_at_threshold_by_edit"] = _by_edit(trial, trial.threshold)
+        flagged = np.mean(trial.nearest_strangers >= trial.threshold)
+        found["strangers_called_duplicates"] = float(flagged)
+    return found
+
+
+def _tier_figures(trial: Trial, tier: str) -> dict[str, float]:
+    ranking = trial.ranking([attack.name for attack in ATTACKS if attack.tier == tier])
+    return {
+        "micro_average_precision": ranking.average_precision(),
+        "recall_at_precision_0.99": ranking.recall_at_precision(0.99),
+        "recall_at_precision_0.999": ranking.recall_at_precision(0.999),
+    }
+
+
+def _by_edit(trial: Trial, threshold: float) -> dict[str, float]:
+    recall = (trial.true.reshape(len(ATTACKS), -1) >= threshold).mean(1)
+    return {attack.name: float(share) for attack, share in zip(ATTACKS, recall, strict=True)}
