@@ -1,5 +1,6 @@
 """From photos to measured weights: train, stop, resume, calibrate, evaluate."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tests.unit.embedder_photos import TILE, tiles, write_tar
+from tests.unit.embedder_photos import TILE, encoded, tiles, write_tar
 from worker.embedder import Embedder
 from worker.errors import ConfigError
 from worker.network import TruncatedResNet18
@@ -18,7 +20,7 @@ from worker.training.contestants import contestant
 from worker.training.evaluate import arrange
 from worker.training.lanes import Lanes
 from worker.training.objective import Memory, contrastive_loss
-from worker.training.photos import Photo, read_photos, split
+from worker.training.photos import Photo, read_photos, split, without_pictures_of
 from worker.training.run import Recipe, Run
 from worker.training.views import Views, batches
 from worker.weightfile import read
@@ -194,6 +196,15 @@ def test_roles_in_an_evaluation_do_not_mix(archive: Path) -> None:
     assert len(originals) == 10
     assert not originals & strangers
     assert not (originals | strangers) & stored
+
+
+def test_a_recoded_twin_is_no_stranger() -> None:
+    one, other = tiles()[100], tiles()[200]
+    twin = Image.open(io.BytesIO(encoded(one, 60)))
+    photos = [Photo("twin", twin, b"1"), Photo("other", other, b"2")]
+    kept = without_pictures_of(photos, [Photo("one", one, b"3")])
+    assert [photo.name for photo in kept] == ["other"]
+    assert without_pictures_of(photos, []) == photos
 
 
 def test_nearest_strangers_by_hand() -> None:

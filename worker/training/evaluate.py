@@ -20,7 +20,7 @@ from worker.errors import ConfigError
 from worker.training import report
 from worker.training.attacks import ATTACKS
 from worker.training.contestants import Contestant, contestant
-from worker.training.photos import Photo, read_photos, split
+from worker.training.photos import Photo, read_photos, split, without_pictures_of
 from worker.training.trial import Pictures, Trial, figures, run_trial
 
 
@@ -30,7 +30,8 @@ def arrange(
     """Choose the roles by SHA-256, so neither order nor folder of the files matters.
 
     With `held_out` below 1 only the photos a trainer with that share set aside are asked about; the
-    others are stored as distractors. Raises ConfigError when too few photos remain.
+    others are stored as distractors. Photos that show the same picture as a query under other
+    bytes are left out. Raises ConfigError when too few photos remain.
     """
     trained_on, asked = split(photos, held_out) if held_out < 1 else ([], photos)
     asked = sorted({photo.sha256: photo for photo in asked}.values(), key=lambda p: p.sha256[::-1])
@@ -39,7 +40,9 @@ def arrange(
         raise ConfigError(f"{len(asked)} photos are too few to evaluate on; 4 is the least")
     taken = {photo.sha256 for photo in asked}
     rest = [photo for photo in trained_on + distractors if photo.sha256 not in taken]
-    return Pictures(asked[:count], asked[count:], rest)
+    originals = asked[:count]
+    strangers = without_pictures_of(asked[count:], originals)
+    return Pictures(originals, strangers, without_pictures_of(rest, originals + strangers))
 
 
 def evaluate(who: list[Contestant], pictures: Pictures, console: Console) -> list[Trial]:

@@ -10,12 +10,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from worker.errors import ConfigError, EventError
 from worker.images import ImageLimits, open_rgb
 
 WORKING_SIDE = 320  # pixels; longer short sides are reduced once, at loading
+SAME_PICTURE = 0.995  # correlation of 16 x 16 thumbnails
 LIMITS = ImageLimits()
 
 
@@ -54,6 +57,28 @@ def split(photos: list[Photo], held_out: float) -> tuple[list[Photo], list[Photo
     for photo in photos:
         (out if int.from_bytes(photo.sha256[:4], "big") < bound else kept).append(photo)
     return kept, out
+
+
+def without_pictures_of(photos: list[Photo], others: list[Photo]) -> list[Photo]:
+    """Leave out photos that show the very same picture as one of the others.
+
+    Collections hold true copies under other bytes, and a ground truth that calls them different
+    measures nothing. Judged without any embedder: coarse thumbnails that correlate above
+    SAME_PICTURE, which spares even the next frame of a burst.
+    """
+    if not photos or not others:
+        return photos
+    alike = (_thumbnails(photos) @ _thumbnails(others).T).max(1)
+    return [photo for photo, most in zip(photos, alike, strict=True) if most <= SAME_PICTURE]
+
+
+def _thumbnails(photos: list[Photo]) -> NDArray[np.float32]:
+    side = (16, 16)
+    small = [np.asarray(p.image.resize(side, Image.Resampling.BOX), np.float32) for p in photos]
+    rows = np.stack(small).reshape(len(photos), -1)
+    rows -= rows.mean(1, keepdims=True)
+    unit: NDArray[np.float32] = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6)
+    return unit
 
 
 def _members(source: Path) -> Iterator[tuple[str, bytes]]:
