@@ -151,7 +151,7 @@ class Loop:
         self._metrics.commits.labels("failed" if error else "succeeded").inc()
         if error is not None:
             # During a rebalance this is normal; the next commit carries these offsets, too.
-            log.info("commit failed", extra={"error": repr(error)})
+            log.debug("commit failed", extra={"error": repr(error)})
             return
         self._assignment.committed(offsets)
         self._on_step("committed")

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Queue
 from threading import Event, Thread
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -169,8 +169,18 @@ class Pipeline:
         self._sourced.put(jobs)
 
     def _fetch(self, uri: str) -> bytes:
-        with self._metrics.stage("read"):
-            return self._fetcher.fetch(uri)
+        scheme = uri.partition(":")[0].lower()
+        # The scheme is a stranger's text; a label must not be.
+        labels = self._metrics.fetch.labels
+        label = scheme if scheme in ("http", "https", "file") else "other"
+        try:
+            with self._metrics.stage("read"):
+                data = self._fetcher.fetch(uri)
+        except EventError as error:
+            labels(label, str(error.reason)).inc()
+            raise
+        labels(label, "fetched").inc()
+        return data
 
     def _recognise_stage(self) -> None:
         while jobs := self._sourced.take(self._settings.batch_images):
@@ -211,16 +221,22 @@ class Pipeline:
 
     def _start_decoding(self, job: Job) -> None:
         if job.live and job.answer is None and not job.is_delete:
-            job.pixels = self._decoders.submit(job.data)
-            job.pixels.add_done_callback(lambda _, job=job: self._let_go(job))  # type: ignore[misc]
-        else:
-            self._let_go(job)
+            self._decode(job)
+        elif job.fetched:
+            self._reader.release(job.fetched)
         job.data = b""  # the decoders have it; held on, it would double the bytes in flight
 
-    def _let_go(self, job: Job) -> None:
-        if job.fetched:
-            self._reader.release(job.fetched)
-        self._decoded.wake()
+    def _decode(self, job: Job) -> None:
+        started = perf_counter()
+        job.pixels = self._decoders.submit(job.data)
+
+        def done(_: object) -> None:
+            self._metrics.stage_seconds.labels("decode").observe(perf_counter() - started)
+            if job.fetched:
+                self._reader.release(job.fetched)
+            self._decoded.wake()
+
+        job.pixels.add_done_callback(done)
 
     def _embed_stage(self) -> None:
         settings = self._settings
