@@ -45,7 +45,7 @@ JVM = (
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
 )
 POM = f"""\
-<project xmlns="http://maven.apache.org/POM/4.0.0">
+<project>
   <modelVersion>4.0.0</modelVersion>
   <groupId>local</groupId><artifactId>kafka</artifactId><version>1</version>
   <packaging>pom</packaging>
