@@ -189,6 +189,16 @@ def test_pixel_limit_holds_before_any_pixel_is_decoded() -> None:
     assert peak < 1 << 20
 
 
+@pytest.mark.parametrize("name", ["webp", "webp-lossless", "webp-alpha", "webp-animated"])
+def test_webp_is_held_to_the_limit_before_its_decoder_sees_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its decoder allocates the whole canvas on being opened."""
+    monkeypatch.setattr(Image, "open", None)
+    error = refusal(samples()[name], ImageLimits(max_pixels=WIDTH * HEIGHT - 1))
+    assert error.detail == f"{WIDTH} x {HEIGHT} pixels, {WIDTH * HEIGHT - 1} allowed"
+
+
 def test_detail_of_a_refusal_is_short_and_printable() -> None:
     damaged = samples()["png"].replace(b"IDAT", b"\n\x00T\xff")
     error = refusal(damaged)
