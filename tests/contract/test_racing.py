@@ -25,11 +25,16 @@ class ReadsFirst(Store):
         """Run `arrive` as a check, wait for the other worker, insert, answer what was read."""
         if name != "arrive":
             return super().scripts(name, calls)
-        looks = [(keys, [*given[:1], 0, *given[2:]]) for keys, given in calls]
+        looks = [(keys, [given[0], _as_check(given[1]), *given[2:]]) for keys, given in calls]
         read = super().scripts(name, looks)
         self.together.wait()
         inserted = super().scripts(name, calls)
         return [[*after[:5], before[5]] for before, after in zip(read, inserted, strict=True)]
+
+
+def _as_check(header: Argument) -> bytes:
+    assert isinstance(header, bytes)
+    return header[:1] + b"\0" + header[2:]
 
 
 def race(indexes: Sequence[Index], sides: Sequence[Sequence[Arrival]]) -> list[list[Answer]]:

@@ -19,11 +19,11 @@ class IndexSettings:
     """Similarity from which a neighbour is a match, in (-1, 1]."""
     matches: int = 5
     """Neighbours an answer lists at most."""
-    cluster_limit: int = 512
+    cluster_limit: int = 256
     """Records in a cluster from which it is due for a split."""
-    probes: int = 64
+    probes: int = 128
     """Clusters looked into for one image at most; 0 means all of them."""
-    probe_margin: float = 0.30
+    probe_margin: float = 0.10
     """A cluster whose centroid is less similar than the nearest one's by more is left out."""
     cache_bytes: int = 1 << 30
     """Bytes of cluster records a worker keeps in memory."""

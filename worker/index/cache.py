@@ -60,15 +60,17 @@ class Prefix:
 
         Raises ValueError when the reply does not join what is here.
         """
-        if first == 0 and State.unpack(state).epoch != self.epoch:
+        count = len(packed) // RECORD
+        if state[:4] != self.state[:4]:  # another epoch
             self.length = 0
-        records = np.frombuffer(packed, LAYOUT)[max(self.length - first, 0) :]
-        if first > self.length or len(packed) % RECORD:
+        if first > self.length:
             raise ValueError(f"records from {first} do not join a prefix of {self.length}")
-        if first + len(packed) // RECORD >= self.length:
-            self.state = state
-        if not len(records):
+        if first + count < self.length:
             return
+        self.state = state
+        if first + count == self.length:
+            return
+        records = np.frombuffer(packed, LAYOUT)[self.length - first :]
         self._make_room(self.length + len(records))
         fresh = slice(self.length, self.length + len(records))
         self._sequences[fresh] = records["sequence"]

@@ -74,27 +74,23 @@ local function field(sequence, which) return (sequence % SPAN) * 4 + which end
 local function read_record(sequence)
   local packed = redis.call('HGET', record_key(sequence), field(sequence, 0))
   if not packed then return nil end
-  local kind, sha, partition, high, low, home, second =
-    struct.unpack('>Bc16I4I2I4I4I4', packed)
+  local kind, sha, partition, high, low, where_high, where_low =
+    struct.unpack('>Bc16I4I2I4I2I4', packed)
   local record = {
     kind = kind, sha = sha, partition = partition, offset = high * 4294967296 + low,
-    home = home, second = second,
+    where = where_high * 4294967296 + where_low,
   }
-  if kind == COPY then record.origin = home * 4294967296 + second end
   if kind == DELETED then
-    local at, dhigh, dlow = struct.unpack('>I4I2I4', string.sub(packed, 36))
+    local at, dhigh, dlow = struct.unpack('>I4I2I4', string.sub(packed, 34))
     record.deleted_partition, record.deleted_offset = at, dhigh * 4294967296 + dlow
   end
   return record
 end
 
 local function write_record(sequence, record)
-  local home, second = record.home, record.second
-  if record.kind == COPY then
-    home, second = math.floor(record.origin / 4294967296), record.origin % 4294967296
-  end
-  local packed = struct.pack('>Bc16I4I2I4I4I4', record.kind, record.sha, record.partition,
-    math.floor(record.offset / 4294967296), record.offset % 4294967296, home, second)
+  local packed = struct.pack('>Bc16I4I2I4I2I4', record.kind, record.sha, record.partition,
+    math.floor(record.offset / 4294967296), record.offset % 4294967296,
+    math.floor(record.where / 4294967296), record.where % 4294967296)
   if record.kind == DELETED then
     packed = packed .. struct.pack('>I4I2I4', record.deleted_partition,
       math.floor(record.deleted_offset / 4294967296), record.deleted_offset % 4294967296)

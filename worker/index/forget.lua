@@ -1,7 +1,7 @@
 -- Deletes an image: its vector is zeroed in place and the cluster's epoch raised, so that caches
 -- drop it. A living exact copy inherits the vector under its own sequence. The record stays as a
 -- tombstone, so an older redelivered add gets its first verdict again.
--- Work: O(length of the image's clusters), which the hard limit bounds.
+-- Work: O(length of the image's cluster), which the hard limit bounds.
 --
 -- ARGV[2]  image id
 -- ARGV[3]  first 16 bytes of the id's SHA-256
@@ -28,10 +28,9 @@ if record.kind == DELETED then
 end
 if record.partition == partition and offset < record.offset then return 0 end
 
--- Rewrites the sequence of the vector in one cluster, or zeroes the record when there is no heir.
-local function replace(number_of_cluster, heir)
-  if number_of_cluster == 0 then return end
-  local cluster = struct.pack('>I4', number_of_cluster)
+-- Rewrites the sequence of the vector in its cluster, or zeroes the record when there is no heir.
+local function replace(heir)
+  local cluster = struct.pack('>I4', record.where)
   local state = state_of(cluster)
   local wanted = struct.pack('<I8', sequence)
   for index = 0, math.floor((state.length - 1) / CHUNK) do
@@ -60,19 +59,18 @@ if record.kind == COPY then
 else
   local heir = redis.call('ZRANGE', copies, 0, 0)[1]
   local lookup = prefix .. 'sha:' .. bucket(record.sha, count)
-  replace(record.home, heir and tonumber(heir))
-  replace(record.second, heir and tonumber(heir))
+  replace(heir and tonumber(heir))
   if heir then
     redis.call('ZREM', copies, heir)
     redis.call('HSET', lookup, record.sha, heir)
     local inherited = read_record(tonumber(heir))
-    inherited.kind, inherited.home, inherited.second = LIVE, record.home, record.second
+    inherited.kind, inherited.where = LIVE, record.where
     write_record(tonumber(heir), inherited)
   else
     redis.call('HDEL', lookup, record.sha)
   end
 end
-record.kind, record.home, record.second = DELETED, 0, 0
+record.kind, record.where = DELETED, 0
 record.deleted_partition, record.deleted_offset = partition, offset
 write_record(sequence, record)
 return 1

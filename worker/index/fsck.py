@@ -36,7 +36,7 @@ LIVE, COPY, DELETED = 0, 1, 2
 PAGE = 128
 """Keys read in one pipeline."""
 
-IMAGE = struct.Struct(">B16sIHIII")
+IMAGE = struct.Struct(">B16sIHIHI")
 
 
 class Check:
@@ -50,8 +50,8 @@ class Check:
             CLUSTER.unpack(cluster)[0]: State.unpack(state)
             for cluster, state in store.command("HGETALL", keys.clusters).items()
         }
-        # For every sequence: the cluster its vector was found in, and a second one.
-        self._found: npt.NDArray[np.uint32] = np.zeros((self.last + 1, 2), np.uint32)
+        # For every sequence: the cluster its vector was found in.
+        self._found: npt.NDArray[np.uint32] = np.zeros(self.last + 1, np.uint32)
 
     def run(self) -> list[str]:
         """Check everything; answers the problems."""
@@ -122,11 +122,9 @@ class Check:
             return
         if records["vector"][records["sequence"] == 0].any():
             self._say(f"cluster {cluster} keeps the vector of a deleted image")
-        second = self._found[sequences, 0] > 0
-        if self._found[sequences, 1].any():
-            self._say(f"cluster {cluster} holds a third copy of a vector")
-        self._found[sequences[second], 1] = cluster
-        self._found[sequences[~second], 0] = cluster
+        if self._found[sequences].any():
+            self._say(f"cluster {cluster} holds a vector that another one holds, too")
+        self._found[sequences] = cluster
 
     def _check_images(self, first: int) -> None:
         buckets = range(first // SPAN, min(first // SPAN + PAGE, self.last // SPAN + 1))
@@ -149,11 +147,11 @@ class Check:
         self._check_names(wanted)
 
     def _check_image(self, sequence: int, packed: bytes) -> None:
-        kind, sha, _, _, _, home, second = IMAGE.unpack_from(packed)
-        found = set(self._found[sequence].tolist()) - {0}
+        kind, sha, _, _, _, _, home = IMAGE.unpack_from(packed)
+        found = int(self._found[sequence])
         if kind == LIVE:
-            if found != {home, second} - {0}:
-                self._say(f"sequence {sequence} says clusters {home}, {second}; it is in {found}")
+            if found != home:
+                self._say(f"sequence {sequence} says cluster {home}; it is in {found}")
             holder = self._lookup("sha:", sha)
             if holder != sequence:
                 self._say(f"the bytes of sequence {sequence} lead to {holder}")

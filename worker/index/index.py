@@ -161,9 +161,7 @@ class Index:
         return answers
 
     def _recognise_round(self, space: Space, arrivals: list[Arrival]) -> list[Answer | bool | None]:
-        calls = [
-            (space.keys, arguments("recognise", arrival, self._settings)) for arrival in arrivals
-        ]
+        calls = [(space.keys, arguments(arrival, self._settings)) for arrival in arrivals]
         replies = [Reply.of(raw) for raw in self._store.scripts("arrive", calls)]
         if any(reply.outcome == "stale" for reply in replies):
             self._spaces.forget(space)

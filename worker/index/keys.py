@@ -23,8 +23,8 @@ a namespace by one model: `rebuild` fills the next one while the first answers.
     {ns}:<g>:lock:<c>     string  fencing token of the worker that is rebuilding cluster c
 
 Record (BE): u8 kind (0 living, 1 exact copy, 2 deleted), 16 bytes SHA-256, u32 partition, u48
-offset, then u32 home and u32 second cluster (0: none), or for a copy the u64 sequence of its
-original; a deleted one ends with the delete's u32 partition and u48 offset.
+offset, u48 cluster, or for a copy the sequence of its original; a deleted one ends with the
+delete's u32 partition and u48 offset.
 
 Sixteen bytes of a SHA-256 are enough: an accident needs 2^64 images, and an attacker who spends
 2^64 work makes two images of his own count as the same. Linear hashing keeps 20 to 80 fields in a

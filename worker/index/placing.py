@@ -5,8 +5,10 @@ only when the prefixes held are those its script saw, and asked again otherwise.
 how often it is repeated.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from worker.index.answers import Answer, Arrival, IndexSettings, Neighbour
 from worker.index.cache import Cache, Prefix
 from worker.index.centroids import Route
 from worker.index.comparing import Found, Match, Query, compare
-from worker.index.keys import CLUSTER, DIGEST, Keys, State, digest
+from worker.index.keys import CLUSTER, DIGEST, RECORD, Keys, State, digest
 from worker.index.space import Space
 from worker.index.splitting import Maintainer
 from worker.index.store import Argument, Store
@@ -24,6 +26,10 @@ LOADED_AT_ONCE = 64
 """Clusters fetched in one pipeline: at most some 10 MB on the way."""
 ROW = 160
 """Bytes of cache a record takes, spare room included; only to keep a part within the cache."""
+
+HEADER = struct.Struct(">BB16s16sIHIIII")
+TAIL = struct.Struct(">I12sII")
+"""What goes to the `arrive` script and what comes back; see there."""
 
 Names = Callable[[str, Iterable[int]], dict[int, str]]
 
@@ -37,19 +43,21 @@ class Reply:
     sequence: int
     text: bytes
     origin: int
-    tails: list[tuple[int, bytes, int, bytes]]
+    tails: bytes
 
     @classmethod
-    def of(cls, raw: Sequence[object]) -> "Reply":
+    def of(cls, raw: Sequence[Any]) -> "Reply":
         """Read the list the script returns."""
-        outcome, version, sequence, text, origin, flat = raw
-        assert isinstance(outcome, bytes) and isinstance(text, bytes) and isinstance(flat, list)
-        assert isinstance(version, int) and isinstance(sequence, int) and isinstance(origin, int)
-        tails = [
-            (CLUSTER.unpack(flat[at])[0], flat[at + 1], flat[at + 2], flat[at + 3])
-            for at in range(0, len(flat), 4)
-        ]
-        return cls(outcome.decode(), version, sequence, text, origin, tails)
+        return cls(raw[0].decode(), *raw[1:])
+
+    def each_tail(self) -> Iterator[tuple[int, bytes, int, bytes]]:
+        """Cluster, state, index of the first record, records."""
+        at = 0
+        while at < len(self.tails):
+            cluster, state, first, count = TAIL.unpack_from(self.tails, at)
+            end = at + TAIL.size + count * RECORD
+            yield cluster, state, first, self.tails[at + TAIL.size : end]
+            at = end
 
 
 @dataclass(frozen=True)
@@ -126,14 +134,14 @@ class Placing:
             for each in routed
         ]
         calls = [
-            (space.keys, arguments("place", each.arrival, self._settings, held))
+            (space.keys, arguments(each.arrival, self._settings, held))
             for each, held in zip(routed, states, strict=True)
         ]
         told = []
         raws = self._store.scripts("arrive", calls)
         for each, held, raw in zip(routed, states, raws, strict=True):
             reply = Reply.of(raw)
-            for cluster, state, first, records in reply.tails:
+            for cluster, state, first, records in reply.each_tail():
                 held[cluster] = state
                 self.cache.extend((space.keys.prefix, cluster), state, first, records)
             told.append(Told(each, reply, held))
@@ -215,25 +223,29 @@ class Placing:
 
 
 def arguments(
-    mode: str, arrival: Arrival, settings: IndexSettings, states: dict[int, bytes] | None = None
+    arrival: Arrival, settings: IndexSettings, states: dict[int, bytes] | None = None
 ) -> list[Argument]:
-    """The arguments of the `arrive` script; `states` holds the probed clusters, home first."""
+    """The arguments of the `arrive` script.
+
+    `states` holds the probed clusters, home first; without it the arrival is only recognised.
+    """
     probed = states or {}
-    home = CLUSTER.pack(next(iter(probed))) if probed else b""
-    return [
-        mode,
-        int(arrival.store),
-        arrival.image_id,
+    partition, offset = arrival.position
+    header = HEADER.pack(
+        bool(probed),
+        arrival.store,
         digest(arrival.image_id),
         arrival.sha256[:DIGEST],
-        *arrival.position,
-        arrival.vector.tobytes() if arrival.vector is not None and probed else b"",
-        home,
-        b"".join(CLUSTER.pack(cluster) + state for cluster, state in probed.items()),
+        partition,
+        offset >> 32,
+        offset & 0xFFFFFFFF,
         settings.tail_records,
         settings.cluster_limit,
         settings.hard_limit,
-    ]
+    )
+    vector = arrival.vector.tobytes() if arrival.vector is not None and probed else b""
+    probes = b"".join([CLUSTER.pack(cluster) + state for cluster, state in probed.items()])
+    return [arrival.image_id, header, vector, probes]
 
 
 def known(reply: Reply, arrival: Arrival) -> Answer | None:

@@ -17,8 +17,7 @@
 
 if not served(ARGV[1]) then return {'stale'} end
 local cluster, retire = ARGV[2], ARGV[5] == '1'
-local cluster_number = struct.unpack('>I4', cluster)
-local lock = prefix .. 'lock:' .. number(cluster_number)
+local lock = prefix .. 'lock:' .. number(struct.unpack('>I4', cluster))
 if redis.call('GET', lock) ~= ARGV[4] then return {'fenced'} end
 local state = state_of(cluster)
 if not state or state.epoch ~= tonumber(ARGV[3]) then return {'changed'} end
@@ -98,20 +97,11 @@ for _, output in ipairs(outputs) do
     outcome[#outcome + 1] = output.id
   end
   output.number = struct.unpack('>I4', output.id)
-  output.records = {}
 end
 for _, moved in ipairs(leaving) do
-  local output, sequence = moved.output, moved.sequence
-  local image = read_record(sequence)
-  local other = image.home == cluster_number and image.second or image.home
-  if image.home == cluster_number then image.home = output.number else image.second = output.number end
-  if other == output.number then
-    image.home, image.second = output.number, 0  -- both copies met in one cluster: one is enough
-  else
-    local at = moved.index * RECORD
-    output.records[#output.records + 1] = string.sub(records, at + 1, at + RECORD)
-  end
-  write_record(sequence, image)
+  local image = read_record(moved.sequence)
+  image.where = moved.output.number
+  write_record(moved.sequence, image)
   if not retire then
     redis.call('SETRANGE', chunk_key(cluster, math.floor(moved.index / CHUNK)),
       moved.index % CHUNK * RECORD, string.rep('\0', RECORD))
