@@ -23,7 +23,7 @@ def current(page: str) -> str:
     for name, table in TABLES.items():
         block = f"<!-- {name} -->\n{table()}\n<!-- /{name} -->"
         pattern = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
-        text, count = pattern.subn(lambda _, block=block: block, text)
+        text, count = pattern.subn(block.replace("\\", r"\\"), text)
         found += count
     if not found:
         raise ValueError("the page has no marked table")
