@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"\nPairs side by side: [bold]{options.report}[/bold]")
     if not report.results.complete:
         console.print(f"[red]{report.results.missing} events got no answer")
-    return 0 if report.results.complete and not report.producer_log else 1
+    return 1 if report.said or not report.results.complete else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,7 +89,7 @@ class Demo:
         self._directory = directory
         self._stack = stack
         self._workers: dict[int, ChildProcess] = {}  # by the port of their /readyz
-        self._producer_log = ""
+        self._said = ""
 
     def shipped_photos(self) -> Report:
         """Photos first; when all are decided, their copies mixed with new photos."""
@@ -122,7 +122,7 @@ class Demo:
     def _report(
         self, collector: Collector, paths: dict[str, Path], truth: dict[str, Sample] | None
     ) -> Report:
-        return Report(collector.results, paths, truth, self._directory, self._producer_log)
+        return Report(collector.results, paths, truth, self._said)
 
     def _start_servers(self) -> None:
         self._redis = self._stack.enter_context(LocalRedis())
@@ -179,7 +179,10 @@ class Demo:
                 if results.complete or deadline.passed:
                     break
         if producer.exit_status != 0:
-            self._producer_log += producer.log_tail()
+            self._said += f"the producer said:\n{producer.log_tail()}"
+        if not results.complete:
+            for worker in self._workers.values():
+                self._said += f"a worker said last:\n{worker.log_tail()}"
         return results.complete
 
     def _python(self, name: str, *arguments: str) -> ChildProcess:

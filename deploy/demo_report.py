@@ -5,7 +5,7 @@ Owns what is counted and how it looks; must not know how the results came about.
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -22,7 +22,7 @@ from worker.errors import EventError
 from worker.images import ImageLimits, open_rgb
 
 THUMBNAIL_PIXELS = 220
-MOST_PAIRS = 300
+MOST_SHOWN = 300  # of each section, or the page of a large folder could not be opened
 PAGE = Path(__file__).parent / "demo_report.html"
 
 
@@ -30,15 +30,13 @@ PAGE = Path(__file__).parent / "demo_report.html"
 class Report:
     """What happened, where the files are, and the truth where it is known.
 
-    `logs` is the folder of what the processes printed; `producer_log` is what a producer that
-    could not publish everything said.
+    `said` is what processes logged that did not do all they had to.
     """
 
     results: Results
     paths: Mapping[str, Path]
     truth: Mapping[str, Sample] | None
-    logs: Path
-    producer_log: str = ""
+    said: str = ""
     thumbnails: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -116,8 +114,8 @@ def print_table(report: Report, console: Console) -> None:
         console.print(kinds)
     for image_id, mistake in sorted(report.mistakes.items()):
         console.print(f"{image_id}: {mistake}", markup=False, style="yellow", highlight=False)
-    if report.producer_log:
-        console.print(f"the producer said:\n{report.producer_log}", markup=False, style="yellow")
+    if report.said:
+        console.print(report.said, markup=False, highlight=False, style="yellow")
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -143,7 +141,7 @@ def write_report(report: Report, path: Path) -> None:
         _section(
             "Repeats found",
             "Left what was there first, right what came later; the least similar first.",
-            _pairs(report, repeats[:MOST_PAIRS]),
+            _pairs(report, repeats),
             "None.",
         ),
         _section(
@@ -152,10 +150,8 @@ def write_report(report: Report, path: Path) -> None:
             _pairs(report, near),
             "",
         ),
-        _dead_letters(o for o in outcomes if o.reason),
+        _dead_letters([o for o in outcomes if o.reason]),
     ]
-    if len(repeats) > MOST_PAIRS:
-        sections.append(f"<p>{len(repeats) - MOST_PAIRS} further repeats are not shown.</p>")
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         tiles="".join(_tile(name, value) for name, value in summary(report)),
         kinds=_kinds(report),
@@ -185,8 +181,13 @@ def _section(title: str, about: str, cards: str, empty: str) -> str:
     return f"<section><h2>{title}</h2>{body or f'<p class=about>{empty}</p>'}</section>"
 
 
-def _pairs(report: Report, outcomes: Iterable[Outcome]) -> str:
-    return "".join(_pair(report, outcome) for outcome in outcomes)
+def _pairs(report: Report, outcomes: Sequence[Outcome]) -> str:
+    cards = "".join(_pair(report, outcome) for outcome in outcomes[:MOST_SHOWN])
+    return cards + _further(len(outcomes))
+
+
+def _further(count: int) -> str:
+    return f"<p>and {count - MOST_SHOWN} more</p>" if count > MOST_SHOWN else ""
 
 
 def _pair(report: Report, outcome: Outcome) -> str:
@@ -233,13 +234,14 @@ def _thumbnail(path: Path | None) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
 
 
-def _dead_letters(outcomes: Iterable[Outcome]) -> str:
+def _dead_letters(outcomes: Sequence[Outcome]) -> str:
     rows = "".join(
         f"<tr><td>{escape(o.image_id)}</td><td>{escape(o.reason)}</td>"
         f"<td>{escape(o.detail)}</td></tr>"
-        for o in sorted(outcomes, key=lambda o: o.image_id)
+        for o in sorted(outcomes, key=lambda o: o.image_id)[:MOST_SHOWN]
     )
     if not rows:
         return ""
     head = "<tr><th>image</th><th>reason</th><th>detail</th></tr>"
-    return f"<section><h2>Dead letters</h2><table>{head}{rows}</table></section>"
+    table = f"<table>{head}{rows}</table>"
+    return f"<section><h2>Dead letters</h2>{table}{_further(len(outcomes))}</section>"

@@ -124,13 +124,16 @@ def test_a_folder_of_ones_own_with_anything_in_it(start: Start, tmp_path: Path) 
     assert "<b>&coffee" not in page
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "processes"),
+    [(signal.SIGINT, PROCESSES), (signal.SIGKILL, PROCESSES), (signal.SIGTERM, 1)],
+)
 def test_nothing_is_left_when_it_is_ended_early(
-    start: Start, number: signal.Signals, tmp_path: Path
+    start: Start, number: signal.Signals, processes: int, tmp_path: Path
 ) -> None:
     process = start()
     deadline = time.monotonic() + END_SECONDS
-    while len(pids := descendants(process.pid)) < PROCESSES:
+    while len(pids := descendants(process.pid)) < processes:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from deploy.demo_photos import EDITS, Kind, Sample, shipped_photos, write_samples
-from deploy.demo_report import Report, by_kind, summary, write_report
+from deploy.demo_report import MOST_SHOWN, Report, by_kind, summary, write_report
 from deploy.demo_results import Outcome, Results, judge
 
 TRUTH = {
@@ -51,7 +51,7 @@ def test_answers_are_judged_by_the_truth(given: Outcome, wrong: str) -> None:
 
 def report(*outcomes: Outcome, events: int) -> Report:
     results = Results(events, {each.image_id: each for each in outcomes})
-    return Report(results, {}, TRUTH, Path())
+    return Report(results, {}, TRUTH)
 
 
 def test_the_summary_counts_right_wrong_and_missing() -> None:
@@ -87,6 +87,18 @@ def test_the_page_shows_a_mistake_beside_what_it_should_have_matched(tmp_path: P
     assert "data:image/jpeg" in page
     assert '<p class="mistake">missed</p>' in page
     assert "not among the matches" in page
+
+
+def test_the_page_of_a_large_folder_is_bounded(tmp_path: Path) -> None:
+    count = MOST_SHOWN + 5
+    repeats = [outcome(str(n), "duplicate", "first") for n in range(count)]
+    broken = [outcome(f"broken {n}", reason="undecodable") for n in range(count)]
+    results = Results(2 * count, {each.image_id: each for each in (*repeats, *broken)})
+    write_report(Report(results, {}, None), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<article") == MOST_SHOWN
+    assert page.count("<td>undecodable</td>") == MOST_SHOWN
+    assert page.count("and 5 more") == 2
 
 
 def test_shipped_photos_are_many_and_no_two_share_a_pixel_block() -> None:
