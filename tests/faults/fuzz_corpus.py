@@ -166,3 +166,13 @@ def zeros(count: int) -> bytes:
 def png_bomb(width: int, height: int) -> bytes:
     """A PNG whose black 8-bit RGB pixels are all really there, a thousandth of their size."""
     return png_file(width, height, zeros(height * (1 + 3 * width)), depth_colour=b"\x08\x02")
+
+
+def scan_bomb(scans: int) -> bytes:
+    """A progressive JPEG of 49 flat Mpx whose last scan, a few bytes, comes `scans` times.
+
+    Each takes a pass over all blocks: a minute of a processor and more in a megabyte.
+    """
+    data = encode(Image.new("L", (7000, 7000), 128), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]

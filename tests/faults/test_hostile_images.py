@@ -14,7 +14,16 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.faults.fuzz_corpus import encode, photo, png_bomb, png_chunk, png_file, samples, zeros
+from tests.faults.fuzz_corpus import (
+    encode,
+    photo,
+    png_bomb,
+    png_chunk,
+    png_file,
+    samples,
+    scan_bomb,
+    zeros,
+)
 from tests.faults.fuzz_images import fuzz
 from worker.decoding import DecoderPool
 from worker.errors import EventError, Reason
@@ -245,15 +254,14 @@ def test_thousand_frames_cost_one() -> None:
     assert (np.asarray(open_rgb(data, LIMITS)) == 7).all()
 
 
-def test_progressive_jpeg_of_a_thousand_scans() -> None:
-    """Each scan of a progressive file costs a pass over all coefficients."""
-    data = encode(photo(3000, 3000), "JPEG", progressive=True)
-    last = data.rindex(b"\xff\xda")
-    bomb = data[:last] + data[last:-2] * 1000 + data[-2:]
-    with DecoderPool(1, 64, LIMITS, deadline_seconds=0.2) as pool:
-        error = pool.submit(bomb).exception(PATIENCE)
+def test_progressive_jpeg_of_ten_thousand_scans() -> None:
+    """A megabyte that would take minutes."""
+    with DecoderPool(1, 64, LIMITS, deadline_seconds=0.5) as pool:
+        error = pool.submit(scan_bomb(10_000)).exception(PATIENCE)
         assert isinstance(error, EventError)
-        assert error.detail == "decoding took longer than 0.2 s"
+        assert error.reason is Reason.UNDECODABLE
+        assert error.detail == "decoding took longer than 0.5 s"
+        assert pool.submit(samples()["jpeg"]).result(PATIENCE).any()
 
 
 def test_checksum_errors_of_png_are_seen() -> None:
