@@ -54,6 +54,12 @@ def similarity(queries: Vectors, stored: Vectors) -> Floats:
     return cosine(dots(queries, stored), squares)
 
 
+def pairwise(queries: Vectors, stored: Vectors) -> Floats:
+    """Return the cosine of each row with its partner, (n, 128) and (n, 128) to (n,)."""
+    products = np.einsum("ij,ij->i", queries.astype(np.float32), stored.astype(np.float32))
+    return cosine(products, squared_norms(queries) * squared_norms(stored))
+
+
 def cosine(
     products: npt.NDArray[np.floating] | npt.NDArray[np.integer], squares: npt.NDArray[np.int64]
 ) -> Floats:

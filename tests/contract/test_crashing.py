@@ -8,7 +8,7 @@ from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
 from worker.errors import InfrastructureError
 from worker.index import Index
 
-STEPS = ("locked", "planned", "swapped", "attracted")
+STEPS = ("locked", "planned", "swapped", "attracting", "attracted")
 
 
 class Killed(BaseException):

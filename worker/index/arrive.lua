@@ -29,8 +29,8 @@ local placing, storing, digest, sha, partition, high, low, budget, limit, hard_l
   struct.unpack('>BBc16c16I4I2I4I4I4I4', ARGV[3])
 placing, storing = placing == 1, storing == 1
 local offset = high * 4294967296 + low
-local current = version()
-local count = sequences()
+local counters = redis.call('HMGET', meta, 'version', 'sequence')
+local current, count = tonumber(counters[1]), tonumber(counters[2])
 
 local function answer(outcome, sequence, verdict, origin, tails)
   return {outcome, current, sequence or 0, verdict or '', origin or 0, tails or ''}
@@ -109,11 +109,10 @@ end
 local function insert(kind, where)
   local new = next_sequence()
   redis.call('HSET', prefix .. 'id:' .. bucket(digest, new), digest, number(new))
-  redis.call('HSET', record_key(new), field(new, 1), id)
-  if known then redis.call('HSET', record_key(new), field(new, 3), number(known)) end
   write_record(new, {
     kind = kind, sha = sha, partition = partition, offset = offset, where = where,
-  })
+  }, id)
+  if known then redis.call('HSET', record_key(new), field(new, 3), number(known)) end
   return new
 end
 

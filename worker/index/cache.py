@@ -11,7 +11,7 @@ from collections.abc import Hashable
 import numpy as np
 import numpy.typing as npt
 
-from worker.index.keys import NEVER_READ, RECORD, State
+from worker.index.keys import CLUSTER, NEVER_READ, RECORD
 from worker.vectors import DIMENSIONS, Vectors, squared_norms
 
 LAYOUT = np.dtype([("sequence", "<u8"), ("vector", "i1", (DIMENSIONS,))])
@@ -21,9 +21,10 @@ ROW_BYTES = 8 + DIMENSIONS + 4
 class Prefix:
     """The first records of one cluster, as of `state` (its 12 bytes in Redis)."""
 
-    __slots__ = ("_inverse", "_sequences", "_vectors", "length", "state")
+    __slots__ = ("_inverse", "_sequences", "_vectors", "cluster", "length", "state")
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: int) -> None:
+        self.cluster = CLUSTER.pack(cluster)
         self.state = NEVER_READ
         self.length = 0
         self._sequences: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
@@ -51,9 +52,9 @@ class Prefix:
         return len(self._sequences) * ROW_BYTES
 
     @property
-    def epoch(self) -> int:
+    def epoch(self) -> bytes:
         """The epoch the records belong to."""
-        return State.unpack(self.state).epoch
+        return self.state[:4]
 
     def extend(self, state: bytes, first: int, packed: bytes) -> None:
         """Take over records `first`… of a reply; what is known already is skipped.
@@ -61,7 +62,7 @@ class Prefix:
         Raises ValueError when the reply does not join what is here.
         """
         count = len(packed) // RECORD
-        if state[:4] != self.state[:4]:  # another epoch
+        if state[:4] != self.epoch:
             self.length = 0
         if first > self.length:
             raise ValueError(f"records from {first} do not join a prefix of {self.length}")
@@ -104,25 +105,25 @@ class Cache:
     def __len__(self) -> int:
         return len(self._prefixes)
 
-    def get(self, key: Hashable) -> Prefix:
+    def get(self, space: Hashable, cluster: int) -> Prefix:
         """Return a cluster's prefix, an empty one when it is not held; it is now the freshest."""
+        key = (space, cluster)
         prefix = self._prefixes.get(key)
         if prefix is None:
-            prefix = self._prefixes[key] = Prefix()
+            prefix = self._prefixes[key] = Prefix(cluster)
         else:
             self._prefixes.move_to_end(key)
         return prefix
 
-    def extend(self, key: Hashable, state: bytes, first: int, packed: bytes) -> None:
-        """Add records to a cluster's prefix."""
-        prefix = self.get(key)
+    def extend(self, prefix: Prefix, state: bytes, first: int, packed: bytes) -> None:
+        """Add records to a prefix that `get` gave."""
         before = prefix.size
         prefix.extend(state, first, packed)
         self.size += prefix.size - before
 
-    def drop(self, key: Hashable) -> None:
+    def drop(self, space: Hashable, cluster: int) -> None:
         """Forget one cluster."""
-        prefix = self._prefixes.pop(key, None)
+        prefix = self._prefixes.pop((space, cluster), None)
         if prefix is not None:
             self.size -= prefix.size
 

@@ -87,7 +87,7 @@ local function read_record(sequence)
   return record
 end
 
-local function write_record(sequence, record)
+local function write_record(sequence, record, id)
   local packed = struct.pack('>Bc16I4I2I4I2I4', record.kind, record.sha, record.partition,
     math.floor(record.offset / 4294967296), record.offset % 4294967296,
     math.floor(record.where / 4294967296), record.where % 4294967296)
@@ -95,7 +95,12 @@ local function write_record(sequence, record)
     packed = packed .. struct.pack('>I4I2I4', record.deleted_partition,
       math.floor(record.deleted_offset / 4294967296), record.deleted_offset % 4294967296)
   end
-  redis.call('HSET', record_key(sequence), field(sequence, 0), packed)
+  local key, first = record_key(sequence), field(sequence, 0)
+  if id then
+    redis.call('HSET', key, first, packed, first + 1, id)
+  else
+    redis.call('HSET', key, first, packed)
+  end
 end
 
 local function image_name(sequence)
@@ -148,8 +153,6 @@ local function read_records(cluster, first, last)
   end
   return table.concat(pieces)
 end
-
-local function version() return tonumber(redis.call('HGET', meta, 'version') or 0) end
 
 -- One entry of the centroid log: clusters retired, then id and centroid of each one added.
 local function log_change(retired, added)

@@ -15,10 +15,12 @@ import numpy.typing as npt
 import torch
 
 from worker.index.cache import Prefix
-from worker.vectors import DIMENSIONS, LARGEST, Vectors, dots, similarity, squared_norms
+from worker.vectors import DIMENSIONS, LARGEST, Vectors, dots, pairwise, squared_norms
 
 SLACK = 1e-5
 """Coarse similarities are float32; whatever lies this close to a decision is computed exactly."""
+NOTHING = -1e9
+"""Below every product there can be."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def product(stored: Vectors, queries: Vectors) -> npt.NDArray[Any]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch on this thread: the products are tiny, and waiting for a busy core costs more."""
+    """Keep torch on this thread: the products are small, waiting for a busy core costs more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -92,75 +94,78 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Hits:
-    """What one query is compared with, and the coarse similarities (n,) found."""
+@dataclass(frozen=True)
+class Candidates:
+    """Records that may decide a query's answer: their sequences (n,) and vectors (n, 128)."""
 
-    def __init__(self, query: Query) -> None:
-        width = sum(prefix.length for prefix in query.prefixes)
-        square = int(squared_norms(query.vector[None])[0])
-        self.query = query
-        self.near = np.empty(width, np.float32)
-        self.sequences = np.empty(width, np.uint64)
-        self._inverse = np.float32(1.0 / np.sqrt(max(square, 1)))
-        self._starts: list[int] = []
-        self._prefixes: list[Prefix] = []
-        self._filled = 0
-
-    def add(self, prefix: Prefix, products: npt.NDArray[Any]) -> None:
-        """Take over the products (n,) of the query with one prefix."""
-        part = slice(self._filled, self._filled + prefix.length)
-        np.multiply(products, prefix.inverse_lengths * self._inverse, out=self.near[part])
-        self.sequences[part] = prefix.sequences
-        self._starts.append(self._filled)
-        self._prefixes.append(prefix)
-        self._filled = part.stop
-
-    def choose(self, threshold: float, matches: int) -> Found:
-        """Pick what the answer needs; decided by exact similarities only."""
-        near, sequences = self.near, self.sequences
-        # Sequence 0 is a deleted record: less one, it is the largest number there is.
-        near[(sequences - np.uint64(1)) >= np.uint64(self.query.before - 1)] = -2.0
-        if self.query.without:
-            near[sequences == np.uint64(self.query.without)] = -2.0
-        if not len(near) or (top := float(near.max())) < -1.5:
-            return Found(None, None, (), len(near))
-        found = self._exactly(np.flatnonzero(near >= min(top, threshold) - SLACK))
-        reaching = [match for match in found if match.similarity >= threshold]
-        return Found(
-            earliest=min(reaching, key=lambda match: match.sequence, default=None),
-            best=found[0],
-            matches=tuple(reaching[:matches]),
-            compared=len(near),
-        )
-
-    def _exactly(self, places: npt.NDArray[np.intp]) -> list[Match]:
-        """Exact matches at some places, most similar first, the earlier first among equals."""
-        owners = np.searchsorted(self._starts, places, side="right") - 1
-        stored = np.stack(
-            [
-                self._prefixes[owner].vectors[place - self._starts[owner]]
-                for owner, place in zip(owners.tolist(), places.tolist(), strict=True)
-            ]
-        )
-        exact = similarity(self.query.vector[None], stored)[0].tolist()
-        found = dict(zip(self.sequences[places].tolist(), exact, strict=True))
-        ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-        return [Match(sequence, near) for sequence, near in ordered]
+    sequences: npt.NDArray[np.uint64]
+    vectors: Vectors
+    compared: int
 
 
 def compare(queries: Sequence[Query], threshold: float, matches: int) -> list[Found]:
-    """Compare each query with its prefixes; a prefix that many queries share is read once."""
-    hits = [Hits(query) for query in queries]
-    visits: dict[int, tuple[Prefix, list[int]]] = {}
-    for at, query in enumerate(queries):
-        for prefix in query.prefixes:
-            if prefix.length:
-                visits.setdefault(id(prefix), (prefix, []))[1].append(at)
-    if visits:
-        vectors = np.stack([query.vector for query in queries])
+    """Compare each query with its prefixes."""
     with one_thread():
-        for prefix, asking in visits.values():
-            products = product(prefix.vectors, vectors[asking])
-            for column, at in enumerate(asking):
-                hits[at].add(prefix, products[:, column])
-    return [each.choose(threshold, matches) for each in hits]
+        candidates = [_candidates(query, threshold) for query in queries]
+    vectors = [
+        np.broadcast_to(q.vector, c.vectors.shape) for q, c in zip(queries, candidates, strict=True)
+    ]
+    if not queries:
+        return []
+    exact = pairwise(np.concatenate(vectors), np.concatenate([c.vectors for c in candidates]))
+    ends = np.cumsum([len(each.sequences) for each in candidates])
+    parts = np.split(exact, ends[:-1])
+    return [
+        _choose(each, near, threshold, matches)
+        for each, near in zip(candidates, parts, strict=True)
+    ]
+
+
+def _candidates(query: Query, threshold: float) -> Candidates:
+    prefixes = [prefix for prefix in query.prefixes if prefix.length]
+    starts = np.cumsum([0, *(prefix.length for prefix in prefixes)])
+    if not prefixes:
+        return Candidates(np.zeros(0, np.uint64), np.zeros((0, DIMENSIONS), np.int8), 0)
+    # Copying small clusters together and multiplying once is twice as fast as a product for each.
+    stored = np.concatenate([prefix.vectors for prefix in prefixes])
+    near = np.concatenate([prefix.inverse_lengths for prefix in prefixes])
+    near *= product(stored, query.vector[None])[:, 0]
+    length = float(np.sqrt(squared_norms(query.vector[None])[0]))
+    while (top := float(near.max())) > NOTHING:
+        places = np.flatnonzero(near >= min(top, threshold * length) - SLACK * length)
+        sequences = _sequences_at(prefixes, starts, places)
+        counts = (sequences > 0) & (sequences < query.before) & (sequences != query.without)
+        if counts.any():
+            return Candidates(sequences[counts], stored[places[counts]], len(stored))
+        near[places] = NOTHING
+    return Candidates(np.zeros(0, np.uint64), np.zeros((0, DIMENSIONS), np.int8), len(stored))
+
+
+def _sequences_at(
+    prefixes: Sequence[Prefix], starts: npt.NDArray[np.intp], places: npt.NDArray[np.intp]
+) -> npt.NDArray[np.uint64]:
+    owners = np.searchsorted(starts, places, side="right") - 1
+    return np.array(
+        [
+            prefixes[owner].sequences[place]
+            for owner, place in zip(
+                owners.tolist(), (places - starts[owners]).tolist(), strict=True
+            )
+        ],
+        np.uint64,
+    )
+
+
+def _choose(
+    candidates: Candidates, exact: npt.NDArray[np.float64], threshold: float, matches: int
+) -> Found:
+    """Pick what the answer needs: the most similar first, the earlier first among equals."""
+    ordered = sorted(zip((-exact).tolist(), candidates.sequences.tolist(), strict=True))
+    found = [Match(sequence, -near) for near, sequence in ordered]
+    reaching = [match for match in found if match.similarity >= threshold]
+    return Found(
+        earliest=min(reaching, key=lambda match: match.sequence, default=None),
+        best=found[0] if found else None,
+        matches=tuple(reaching[:matches]),
+        compared=candidates.compared,
+    )

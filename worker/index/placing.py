@@ -16,7 +16,7 @@ from worker.index.answers import Answer, Arrival, IndexSettings, Neighbour
 from worker.index.cache import Cache, Prefix
 from worker.index.centroids import Route
 from worker.index.comparing import Found, Match, Query, compare
-from worker.index.keys import CLUSTER, DIGEST, RECORD, Keys, State, digest
+from worker.index.keys import CLUSTER, DIGEST, NEVER_READ, RECORD, Keys, digest
 from worker.index.space import Space
 from worker.index.splitting import Maintainer
 from worker.index.store import Argument, Store
@@ -28,7 +28,7 @@ ROW = 160
 """Bytes of cache a record takes, spare room included; only to keep a part within the cache."""
 
 HEADER = struct.Struct(">BB16s16sIHIIII")
-TAIL = struct.Struct(">I12sII")
+TAIL = struct.Struct(">4s12sII")
 """What goes to the `arrive` script and what comes back; see there."""
 
 Names = Callable[[str, Iterable[int]], dict[int, str]]
@@ -50,7 +50,7 @@ class Reply:
         """Read the list the script returns."""
         return cls(raw[0].decode(), *raw[1:])
 
-    def each_tail(self) -> Iterator[tuple[int, bytes, int, bytes]]:
+    def each_tail(self) -> Iterator[tuple[bytes, bytes, int, bytes]]:
         """Cluster, state, index of the first record, records."""
         at = 0
         while at < len(self.tails):
@@ -67,15 +67,16 @@ class Routed:
     arrival: Arrival
     vector: Vectors
     route: Route
+    prefixes: list[Prefix]
 
 
 @dataclass(frozen=True)
 class Told:
-    """What its script said to an arrival, and the cluster states that rests on."""
+    """What its script said to an arrival, and the epochs of the prefixes that rests on."""
 
     routed: Routed
     reply: Reply
-    states: dict[int, bytes]
+    epochs: list[bytes]
 
 
 class Placing:
@@ -98,79 +99,74 @@ class Placing:
         """
         vectors = np.stack([arrival.vector for arrival in arrivals if arrival.vector is not None])
         routes = space.table.route(vectors, self._settings.probes, self._settings.probe_margin)
-        routed = [Routed(*each) for each in zip(arrivals, vectors, routes, strict=True)]
         answers: list[Answer | bool | None] = []
         stale = False
-        for part in self._parts(routed):
-            told = self._ask(space, part)
+        for part in self._parts(routes):
+            routed = [
+                Routed(arrivals[at], vectors[at], routes[at], self._prefixes(space, routes[at]))
+                for at in part
+            ]
+            told = self._ask(space, routed)
             answers += self._conclude(space, told) if told else [False] * len(part)
             stale |= any(each.reply.outcome == "stale" for each in told)
             self._catch_up(space, told)
             self.cache.trim()
         return answers, stale
 
-    def _parts(self, routed: list[Routed]) -> Iterable[list[Routed]]:
+    def _parts(self, routes: list[Route]) -> Iterable[list[int]]:
         """Split a batch so that the clusters of each part fit into the cache together."""
         most = self._settings.cache_bytes // (self._settings.cluster_limit * ROW)
-        part: list[Routed] = []
+        part: list[int] = []
         clusters: set[int] = set()
-        for each in routed:
-            clusters.update(each.route.clusters)
+        for at, route in enumerate(routes):
+            clusters.update(route.clusters)
             if part and len(clusters) > most:
                 yield part
-                part, clusters = [], set(each.route.clusters)
-            part.append(each)
+                part, clusters = [], set(route.clusters)
+            part.append(at)
         yield part
+
+    def _prefixes(self, space: Space, route: Route) -> list[Prefix]:
+        return [self.cache.get(space.keys.prefix, cluster) for cluster in route.clusters]
 
     def _ask(self, space: Space, routed: list[Routed]) -> list[Told]:
         """Run the scripts; nothing when a cluster was gone before, the table then refreshed."""
-        clusters = {cluster for each in routed for cluster in each.route.clusters}
-        missing = [c for c in clusters if self._prefix(space, c).epoch == 0]
-        if not self._fetch(space, missing):
+        missing = {p.cluster: p for each in routed for p in each.prefixes if p.state == NEVER_READ}
+        if not self._fetch(space, list(missing.values())):
             space.table.refresh()
             return []
-        states = [
-            {cluster: self._prefix(space, cluster).state for cluster in each.route.clusters}
-            for each in routed
-        ]
         calls = [
-            (space.keys, arguments(each.arrival, self._settings, held))
-            for each, held in zip(routed, states, strict=True)
+            (space.keys, arguments(each.arrival, self._settings, each.prefixes)) for each in routed
         ]
         told = []
-        raws = self._store.scripts("arrive", calls)
-        for each, held, raw in zip(routed, states, raws, strict=True):
+        for each, raw in zip(routed, self._store.scripts("arrive", calls), strict=True):
             reply = Reply.of(raw)
+            by_cluster = {prefix.cluster: prefix for prefix in each.prefixes} if reply.tails else {}
             for cluster, state, first, records in reply.each_tail():
-                held[cluster] = state
-                self.cache.extend((space.keys.prefix, cluster), state, first, records)
-            told.append(Told(each, reply, held))
+                self.cache.extend(by_cluster[cluster], state, first, records)
+            told.append(Told(each, reply, [prefix.epoch for prefix in each.prefixes]))
         return told
 
-    def _prefix(self, space: Space, cluster: int) -> Prefix:
-        return self.cache.get((space.keys.prefix, cluster))
-
-    def _fetch(self, space: Space, clusters: Sequence[int]) -> bool:
+    def _fetch(self, space: Space, prefixes: Sequence[Prefix]) -> bool:
         """Bring prefixes up to date; False when a cluster is retired."""
         alive = True
-        for start in range(0, len(clusters), LOADED_AT_ONCE):
-            part = clusters[start : start + LOADED_AT_ONCE]
+        for start in range(0, len(prefixes), LOADED_AT_ONCE):
+            part = prefixes[start : start + LOADED_AT_ONCE]
             calls: list[tuple[Keys, list[Argument]]] = [
-                (space.keys, [CLUSTER.pack(c), self._prefix(space, c).state]) for c in part
+                (space.keys, [prefix.cluster, prefix.state]) for prefix in part
             ]
-            for cluster, raw in zip(part, self._store.scripts("read", calls), strict=True):
+            for prefix, raw in zip(part, self._store.scripts("read", calls), strict=True):
                 if raw:
-                    self.cache.extend((space.keys.prefix, cluster), *raw)
+                    self.cache.extend(prefix, *raw)
                 else:
                     alive = False
-                    self.cache.drop((space.keys.prefix, cluster))
         return alive
 
     def _conclude(self, space: Space, told: list[Told]) -> list[Answer | bool | None]:
         """Compare the arrivals whose script answered everything, in one go."""
-        whole = [each for each in told if self._answered_at_one_instant(space, each)]
+        whole = [each for each in told if _answered_at_one_instant(each)]
         found = compare(
-            [self._query(space, each) for each in whole],
+            [self._query(each) for each in whole],
             self._settings.threshold,
             self._settings.matches,
         )
@@ -181,28 +177,16 @@ class Placing:
         }
         return [answered.get(id(each), _unless_unknown(each)) for each in told]
 
-    def _answered_at_one_instant(self, space: Space, told: Told) -> bool:
-        """Whether the prefixes held are those the script saw.
-
-        A later arrival of the same batch may have brought a newer epoch, in which a record has
-        moved to a cluster that was read before it came there.
-        """
-        return told.reply.outcome in ("placed", "again") and all(
-            self._prefix(space, cluster).epoch == State.unpack(state).epoch
-            for cluster, state in told.states.items()
-        )
-
-    def _query(self, space: Space, told: Told) -> Query:
-        prefixes = [self._prefix(space, cluster) for cluster in told.routed.route.clusters]
+    def _query(self, told: Told) -> Query:
         vector = told.routed.vector
         if told.reply.outcome == "again":
             # Answer for the vector stored then: another machine may have embedded it.
-            for prefix in prefixes:
+            for prefix in told.routed.prefixes:
                 here = np.flatnonzero(prefix.sequences == told.reply.sequence)
                 if len(here):
-                    vector = prefix.vectors[here[0]].copy()
+                    vector = prefix.vectors[here[0]]
                     break
-        return Query(vector, prefixes, told.reply.sequence, told.reply.origin)
+        return Query(vector, told.routed.prefixes, told.reply.sequence, told.reply.origin)
 
     def _catch_up(self, space: Space, told: list[Told]) -> None:
         """After a round: split what was full, load what was behind, follow the log."""
@@ -211,25 +195,35 @@ class Placing:
             if reply.outcome == "full":
                 self._maintainer.work_on(space, CLUSTER.unpack(reply.text)[0])
         behind = {
-            cluster
+            prefix.cluster: prefix
             for each in told
             if each.reply.outcome == "behind"
-            for cluster in each.routed.route.clusters
+            for prefix in each.routed.prefixes
         }
-        self._fetch(space, sorted(behind))
+        self._fetch(space, list(behind.values()))
         moved = any(reply.outcome in ("moved", "full") for reply in replies)
         if moved or any(reply.version > space.table.version for reply in replies):
             space.table.refresh()
 
 
+def _answered_at_one_instant(told: Told) -> bool:
+    """Whether the prefixes held are those the script saw.
+
+    A later arrival of the same batch may have brought a newer epoch, in which a record has moved
+    to a cluster that was read before it came there.
+    """
+    return told.reply.outcome in ("placed", "again") and told.epochs == [
+        prefix.epoch for prefix in told.routed.prefixes
+    ]
+
+
 def arguments(
-    arrival: Arrival, settings: IndexSettings, states: dict[int, bytes] | None = None
+    arrival: Arrival, settings: IndexSettings, probed: Sequence[Prefix] = ()
 ) -> list[Argument]:
     """The arguments of the `arrive` script.
 
-    `states` holds the probed clusters, home first; without it the arrival is only recognised.
+    `probed` are the clusters looked into, home first; without them it is only recognised.
     """
-    probed = states or {}
     partition, offset = arrival.position
     header = HEADER.pack(
         bool(probed),
@@ -244,7 +238,7 @@ def arguments(
         settings.hard_limit,
     )
     vector = arrival.vector.tobytes() if arrival.vector is not None and probed else b""
-    probes = b"".join([CLUSTER.pack(cluster) + state for cluster, state in probed.items()])
+    probes = b"".join([prefix.cluster + prefix.state for prefix in probed])
     return [arrival.image_id, header, vector, probes]
 
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from worker.index.answers import IndexSettings
 from worker.index.cache import LAYOUT
 from worker.index.centroids import directions
-from worker.index.keys import CENTROID, CLUSTER, NEVER_READ, State
+from worker.index.keys import CENTROID, CLUSTER, NEVER_READ, Keys, State
 from worker.index.space import Space
-from worker.index.store import Store
+from worker.index.store import Argument, Store
 from worker.vectors import Vectors, quantize
 
 NEIGHBOURS = 16
@@ -71,9 +71,7 @@ class Maintainer:
     def work_on(self, space: Space, cluster: int) -> bool:
         """Rebuild one cluster if it needs it; False when another worker holds its lock."""
         token = secrets.token_hex(16)
-        milliseconds = int(self._settings.lock_seconds * 1000)
-        lock = space.keys.lock(cluster)
-        if not self._store.command("SET", lock, token, "NX", "PX", milliseconds):
+        if not self._store.command(*self._lock(space, cluster, token)):
             return False
         self._step("locked")
         for _ in range(self._settings.attempts):
@@ -82,27 +80,36 @@ class Maintainer:
                 self._store.script("release", space.keys, CLUSTER.pack(cluster), token, 1)
                 return True
             self._step("planned")
-            outcome, new = plan.swap(self._store, space, self._settings, token)
-            if outcome == "done":
+            outcome, *new = self._store.script(
+                "rehome", space.keys, *plan.arguments(self._settings, token)
+            )
+            if outcome == b"done":
                 self._step("swapped")
                 self.splits += len(plan.new) > 1
                 space.table.refresh()
-                self._attract(space, new)
+                self._attract(space, [CLUSTER.unpack(each)[0] for each in new])
                 return True
-            if outcome != "changed":
+            if outcome != b"changed":
                 return False
         self._store.script("release", space.keys, CLUSTER.pack(cluster), token, 0)
         return False
 
     def read(self, space: Space, cluster: int) -> Contents | None:
         """Read all records of a cluster; None when it is retired."""
-        raw = self._store.script("read", space.keys, CLUSTER.pack(cluster), NEVER_READ)
-        if not raw:
-            return None
-        records = np.frombuffer(raw[2], LAYOUT)
-        return Contents(
-            cluster, State.unpack(raw[0]), records["sequence"].copy(), records["vector"].copy()
-        )
+        return next(iter(self._read_all(space, [cluster])), None)
+
+    def _read_all(self, space: Space, clusters: list[int]) -> list[Contents]:
+        """Read the clusters that are alive."""
+        calls: list[tuple[Keys, list[Argument]]] = [
+            (space.keys, [CLUSTER.pack(cluster), NEVER_READ]) for cluster in clusters
+        ]
+        read = []
+        for cluster, raw in zip(clusters, self._store.scripts("read", calls), strict=True):
+            if raw:
+                records = np.frombuffer(raw[2], LAYOUT)
+                sequences, vectors = records["sequence"].copy(), records["vector"].copy()
+                read.append(Contents(cluster, State.unpack(raw[0]), sequences, vectors))
+        return read
 
     def _plan(self, space: Space, contents: Contents) -> "Plan | None":
         state, limit = contents.state, self._settings.cluster_limit
@@ -133,31 +140,33 @@ class Maintainer:
 
     def _attract(self, space: Space, fresh: list[int]) -> None:
         """Move records of neighbouring clusters that are now nearer to a new centroid."""
-        if len(fresh) < 2:
+        if len(fresh) < 2 or not all(cluster in space.table for cluster in fresh):
             return
         near = {n for cluster in fresh for n in space.table.nearest_to(cluster, NEIGHBOURS)}
-        for neighbour in sorted(near - set(fresh)):
-            self._move_to(space, neighbour, fresh)
-            self._step("attracted")
-
-    def _move_to(self, space: Space, neighbour: int, fresh: list[int]) -> None:
-        contents = self.read(space, neighbour)
-        if contents is None or not all(c in space.table for c in [neighbour, *fresh]):
-            return
         token = secrets.token_hex(16)
-        near = directions(contents.vectors) @ space.table.directions_of([neighbour, *fresh]).T
-        near[:, 0] += NEARER
-        nearest = near.argmax(axis=1)
-        nearest[contents.sequences == 0] = 0
-        if not nearest.any():
-            return
-        lock = space.keys.lock(neighbour)
+        plans = [
+            plan
+            for contents in self._read_all(space, sorted(near - set(fresh)))
+            if (plan := _moves(space, contents, fresh))
+        ]
+        locks = self._store.commands(
+            [self._lock(space, plan.contents.cluster, token) for plan in plans]
+        )
+        locked = [plan for plan, lock in zip(plans, locks, strict=True) if lock]
+        self._step("attracting")
+        self._store.scripts(
+            "rehome",
+            [(space.keys, plan.arguments(self._settings, token)) for plan in locked],
+        )
+        self._step("attracted")
+        self._store.scripts(
+            "release",
+            [(space.keys, [CLUSTER.pack(plan.contents.cluster), token, 0]) for plan in locked],
+        )
+
+    def _lock(self, space: Space, cluster: int, token: str) -> tuple[Argument, ...]:
         milliseconds = int(self._settings.lock_seconds * 1000)
-        if not self._store.command("SET", lock, token, "NX", "PX", milliseconds):
-            return
-        moves = Plan(contents, fresh, [], nearest.astype(np.uint8), retire=False)
-        moves.swap(self._store, space, self._settings, token)
-        self._store.script("release", space.keys, CLUSTER.pack(neighbour), token, 0)
+        return ("SET", space.keys.lock(cluster), token, "NX", "PX", milliseconds)
 
 
 @dataclass(frozen=True)
@@ -170,15 +179,11 @@ class Plan:
     places: npt.NDArray[np.uint8]
     retire: bool = True
 
-    def swap(
-        self, store: Store, space: Space, settings: IndexSettings, token: str
-    ) -> tuple[str, list[int]]:
-        """Run the script that does it; answers its outcome and the ids of new clusters."""
+    def arguments(self, settings: IndexSettings, token: str) -> list[Argument]:
+        """The arguments of the `rehome` script, which does it."""
         outputs = b"".join(CLUSTER.pack(cluster) + bytes(CENTROID) for cluster in self.existing)
         outputs += b"".join(CLUSTER.pack(0) + centroid.tobytes() for centroid in self.new)
-        outcome, *new = store.script(
-            "rehome",
-            space.keys,
+        return [
             CLUSTER.pack(self.contents.cluster),
             self.contents.state.epoch,
             token,
@@ -188,8 +193,21 @@ class Plan:
             settings.cluster_limit,
             settings.hard_limit,
             UNPLANNED,
-        )
-        return outcome.decode(), [CLUSTER.unpack(each)[0] for each in new]
+        ]
+
+
+def _moves(space: Space, contents: Contents, fresh: list[int]) -> Plan | None:
+    """What leaves a cluster for new ones beside it."""
+    if contents.cluster not in space.table:
+        return None
+    centroids = space.table.directions_of([contents.cluster, *fresh])
+    near = directions(contents.vectors) @ centroids.T
+    near[:, 0] += NEARER
+    nearest = near.argmax(axis=1)
+    nearest[contents.sequences == 0] = 0
+    if not nearest.any():
+        return None
+    return Plan(contents, fresh, [], nearest.astype(np.uint8), retire=False)
 
 
 def _merge(space: Space, contents: Contents, neighbours: list[int]) -> Plan:
