@@ -85,8 +85,11 @@ class Assignment:
             self._bytes -= job.record.size
 
     def offsets_after(self, jobs: list[Job]) -> Offsets:
-        """Where each partition stands once `jobs`, in order, are finished."""
-        return {job.partition: job.record.offset + 1 for job in jobs if not job.lease.lost}
+        """Where each partition stands once `jobs`, in order, are finished.
+
+        Lost ones, too: their verdicts must not go out without the offsets that get them fenced.
+        """
+        return {job.partition: job.record.offset + 1 for job in jobs}
 
     def committable(self) -> Offsets:
         """Offsets finished and not yet committed."""

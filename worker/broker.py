@@ -66,7 +66,12 @@ class Consumer:
                 metrics_enabled=False,
             )
         )
-        listener = _Listener(self._consumer, owner, settings.revoke_timeout_seconds)
+        listener = _Listener(
+            self._consumer,
+            owner,
+            settings.revoke_timeout_seconds,
+            commits=settings.delivery == "at-least-once",
+        )
         self._consumer.subscribe([self._topic], listener=listener)
 
     def poll(self, timeout_seconds: float, most: int) -> list[Record]:
@@ -111,13 +116,21 @@ class Consumer:
                     found[topic, number] = offset
         return found
 
-    def group_metadata(self) -> ConsumerGroupMetadata:
-        """The membership a transaction is fenced by (KIP-447)."""
-        return self._consumer.group_metadata()
+    def membership(self) -> ConsumerGroupMetadata:
+        """What a transaction is fenced by (KIP-447).
+
+        Ask before looking at the leases: whoever lost one after that is fenced, because its
+        partition can only be another's in a later generation. Raises InfrastructureError while
+        we are no member: the brokers would take that as a commit that wants no fence.
+        """
+        found = self._consumer.group_metadata()
+        if found.generation_id < 0:
+            raise InfrastructureError("not a member of the group just now")
+        return found
 
     def joined(self) -> bool:
         """Whether the group is stable with us in it."""
-        return bool(self.group_metadata().state == MemberState.STABLE)
+        return bool(self._consumer.group_metadata().state == MemberState.STABLE)
 
     def topic_exists(self) -> bool:
         """Whether the brokers know the topic. Raises InfrastructureError."""
@@ -157,10 +170,16 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     blocking commit is refused on the IO thread.
     """
 
-    def __init__(self, consumer: Any, owner: Owner, timeout_seconds: float) -> None:
+    def __init__(
+        self, consumer: Any, owner: Owner, timeout_seconds: float, *, commits: bool
+    ) -> None:
+        """`commits` is for at-least-once only: a commit beside a transaction that is not over yet
+        would be the later one of the two, and undo it.
+        """
         self._consumer = consumer
         self._owner = owner
         self._timeout = timeout_seconds
+        self._commits = commits
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         self._owner.assigned(_partitions(assigned))
@@ -171,15 +190,20 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         deadline = monotonic() + self._timeout
         while self._owner.unfinished(partitions) and monotonic() < deadline:
             await self._consumer._net.sleep(0.01)
-        mine = {p: o for p, o in self._owner.committable().items() if p in partitions}
-        if mine:
-            try:
-                await self._consumer.commit_async(structs(mine))
-            except KafkaError as error:
-                # The next owner does the work again and, the index being idempotent,
-                # comes to the same verdicts.
-                log.warning("commit before a rebalance failed", extra={"error": repr(error)})
+        if self._commits:
+            await self._commit(partitions)
         self._owner.released(partitions)
+
+    async def _commit(self, partitions: set[Partition]) -> None:
+        mine = {p: o for p, o in self._owner.committable().items() if p in partitions}
+        if not mine:
+            return
+        try:
+            await self._consumer.commit_async(structs(mine))
+        except KafkaError as error:
+            # The next owner does the work again and, the index being idempotent,
+            # comes to the same verdicts.
+            log.warning("commit before a rebalance failed", extra={"error": repr(error)})
 
     async def on_partitions_lost(self, lost: set[TopicPartition]) -> None:
         self._owner.released(_partitions(lost))

@@ -132,6 +132,12 @@ class Settings(KafkaSettings, RedisSettings):
     publish_timeout_seconds: float = Field(
         30.0, ge=1, le=600, description="longest wait for Kafka to acknowledge a batch"
     )
+    transaction_timeout_seconds: float = Field(
+        10.0,
+        ge=1,
+        le=900,  # of the brokers: transaction.max.timeout.ms
+        description="exactly-once: age at which the brokers abort a dead worker's transaction",
+    )
     revoke_timeout_seconds: float = Field(
         5.0, ge=0, le=300, description="how long a rebalance waits for work in flight"
     )

@@ -30,6 +30,9 @@ POLL_SECONDS = 0.1
 POLL_EVENTS = 256  # most events taken from one poll, so that commits keep their pace
 STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
 
+# Publishes the outcomes of those jobs that are still ours, and answers which they were.
+Publish = Callable[[list[Job]], list[Job]]
+
 
 @dataclass(frozen=True)
 class Topics:
@@ -51,7 +54,7 @@ class Loop:
         version: str,
         on_step: Callable[[str], None] = lambda step: None,
     ) -> None:
-        """`on_step` is told "published" and "committed"; fault tests crash there."""
+        """`on_step` is told "transacted", "published" and "committed"; fault tests crash there."""
         self._settings = settings
         self._pipeline = pipeline
         self._metrics = metrics
@@ -194,29 +197,38 @@ class Loop:
             log.exception("publishing died")
             self._publisher_failure = error
 
-    def _make_publisher(
-        self,
-    ) -> tuple[Callable[[list[Outgoing], Offsets], None], Callable[[float], None]]:
+    def _make_publisher(self) -> tuple[Publish, Callable[[float], None]]:
         settings = self._settings
         if settings.delivery == "exactly-once":
             # One id for the life of this process: a successor fences by membership, not by name.
             identity = f"{settings.group_id}-{uuid4().hex}"
-            transactional = TransactionalPublisher(settings, self.consumer, identity)
-            return transactional.publish, transactional.close
-        plain = Publisher(settings)
-        return lambda messages, _: plain.publish(messages), plain.close
+            transactional = TransactionalPublisher(settings, self.consumer, identity, self._on_step)
 
-    def _publish(self, publish: Callable[[list[Outgoing], Offsets], None], jobs: list[Job]) -> None:
+            def publish(jobs: list[Job]) -> list[Job]:
+                # First the membership, then the leases: see `Consumer.membership`.
+                membership = self.consumer.membership()
+                if held := _held(jobs):
+                    offsets = self._assignment.offsets_after(held)
+                    transactional.publish(self._messages(held), offsets, membership)
+                return held
+
+            return publish, transactional.close
+        plain = Publisher(settings)
+
+        def publish_only(jobs: list[Job]) -> list[Job]:
+            if held := _held(jobs):
+                plain.publish(self._messages(held))
+            return held
+
+        return publish_only, plain.close
+
+    def _publish(self, publish: Publish, jobs: list[Job]) -> None:
         """Publish until acknowledged; jobs whose partition is lost meanwhile are dropped."""
         pause, longest = PAUSE_SECONDS
-        while not self._closing.is_set():
-            held = [job for job in jobs if not job.lease.lost]
-            if not held:
-                return
-            messages = [message for job in held for message in self._outgoing(job)]
+        while _held(jobs) and not self._closing.is_set():
             try:
                 with self._metrics.stage("publish"):
-                    publish(messages, self._assignment.offsets_after(held))
+                    published = publish(jobs)
             except InfrastructureError as error:
                 cause = error.__cause__ or error
                 self._metrics.kafka_errors.labels(type(cause).__name__).inc()
@@ -230,9 +242,14 @@ class Loop:
                 log.info("publishing again")
                 self._trouble = None
             self._on_step("published")
-            self._assignment.finish(held)
-            self._account(held)
+            self._assignment.finish(published)
+            self._account(published)
             return
+        # All lost: whether Kafka takes what is published, the next batch will tell.
+        self._trouble = None
+
+    def _messages(self, jobs: list[Job]) -> list[Outgoing]:
+        return [message for job in jobs for message in self._outgoing(job)]
 
     def _outgoing(self, job: Job) -> list[Outgoing]:
         record, outcome = job.record, job.outcome
@@ -258,3 +275,7 @@ class Loop:
                 log.debug("verdict", extra=where | {"verdict": str(job.outcome.verdict)})
             else:
                 log.debug("deleted", extra=where)
+
+
+def _held(jobs: list[Job]) -> list[Job]:
+    return [job for job in jobs if not job.lease.lost]

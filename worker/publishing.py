@@ -5,13 +5,13 @@ Redis.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any, TypeVar
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
+from kafka.structs import ConsumerGroupMetadata
 
 from worker.broker import BOOTSTRAP_MS, Consumer, Offsets, connect, structs
 from worker.config import KafkaSettings, Settings
@@ -72,18 +72,27 @@ class Publisher:
         """Drop the connection; unacknowledged messages are not waited for beyond the timeout."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with suppress(KafkaError):
-                producer.close(timeout=timeout_seconds)
+            discard(producer, timeout_seconds)
 
 
 class TransactionalPublisher:
     """Publishes verdicts and commits their offsets in one transaction (KIP-98, KIP-447)."""
 
-    def __init__(self, settings: Settings, consumer: Consumer, transactional_id: str) -> None:
-        """Connect lazily: the first batch initialises the transactional id, fencing its past."""
+    def __init__(
+        self,
+        settings: Settings,
+        consumer: Consumer,
+        transactional_id: str,
+        on_step: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        """Connect lazily: the first batch initialises the transactional id, fencing its past.
+
+        `on_step` is told "transacted" once messages and offsets are in the open transaction.
+        """
         self._settings = settings
         self._consumer = consumer
         self._id = transactional_id
+        self._on_step = on_step
         self._timeout = settings.publish_timeout_seconds
         self._producer: KafkaProducer | None = None
 
@@ -93,17 +102,23 @@ class TransactionalPublisher:
             lambda: KafkaProducer(
                 **producer_options(self._settings),
                 transactional_id=self._id,
-                transaction_timeout_ms=timeout_ms,
+                transaction_timeout_ms=int(self._settings.transaction_timeout_seconds * 1000),
                 delivery_timeout_ms=timeout_ms,
                 max_block_ms=timeout_ms,
                 request_timeout_ms=min(30_000, timeout_ms),
             )
         )
-        self._watched(producer.init_transactions)
+        try:
+            self._watched(producer.init_transactions)
+        except (KafkaError, InfrastructureError):
+            discard(producer, 0)
+            raise
         return producer
 
-    def publish(self, messages: list[Outgoing], offsets: Offsets) -> None:
-        """Send `messages` and commit `offsets`, both or neither.
+    def publish(
+        self, messages: list[Outgoing], offsets: Offsets, membership: ConsumerGroupMetadata
+    ) -> None:
+        """Send `messages` and commit `offsets` as that member, both or neither.
 
         Raises InfrastructureError when the transaction did not commit, or when nobody can tell;
         `publish` again finds out first. A fenced membership shows as the same error, and the
@@ -118,10 +133,9 @@ class TransactionalPublisher:
             producer.begin_transaction()
             futures = [send(producer, message) for message in messages]
             self._watched(
-                lambda: producer.send_offsets_to_transaction(
-                    structs(offsets), self._consumer.group_metadata()
-                )
+                lambda: producer.send_offsets_to_transaction(structs(offsets), membership)
             )
+            self._on_step("transacted")
             self._watched(producer.commit_transaction)
             for future in futures:
                 future.get(timeout=self._timeout)
@@ -164,8 +178,19 @@ class TransactionalPublisher:
         """Drop the producer; an open transaction is aborted by its successor or by timeout."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with suppress(KafkaError):
-                producer.close(timeout=timeout_seconds)
+            discard(producer, timeout_seconds)
+
+
+def discard(producer: KafkaProducer, timeout_seconds: float) -> None:
+    """Close, waiting for what is unsent for `timeout_seconds` at most, and then for nothing.
+
+    kafka-python's `close` raises when that time is over, before it has told its sending thread,
+    which would go on: late, out of order, for ever.
+    """
+    try:
+        producer.close(timeout=timeout_seconds)
+    except KafkaError:
+        producer._sender.force_close()
 
 
 def producer_options(settings: KafkaSettings) -> dict[str, Any]:

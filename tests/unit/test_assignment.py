@@ -75,3 +75,11 @@ def test_the_same_id_in_two_namespaces_is_no_repetition() -> None:
     first, second = job("a"), job("a")
     second.event = ImageEvent("a", Op.ADD, namespace="other")
     assert len(list(segments([first, second]))) == 1
+
+
+def test_offsets_after_count_lost_jobs_too() -> None:
+    """A verdict without its offset in the transaction could not be fenced."""
+    assignment = holding(P, Q)
+    jobs = assignment.admit([record(0, 1), record(0, 2), record(1, 7)])
+    assignment.released({Q})
+    assert assignment.offsets_after(jobs) == {P: 3, Q: 8}
