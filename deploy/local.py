@@ -6,6 +6,7 @@ the `local` extra. It must not know what the servers are used for.
 """
 
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Mapping
@@ -276,10 +277,13 @@ class LocalKafka(LocalServer):
         return kafka_answers(self.bootstrap)
 
 
-def kafka_answers(bootstrap: str, brokers: int = 1) -> bool:
+def kafka_answers(address: str, brokers: int = 1) -> bool:
     """Whether a broker answers a metadata request now, and knows of at least `brokers`."""
+    host, _, port = address.partition(":")
     try:
-        with kafka_admin(bootstrap) as admin:
+        # A client would try for a while, and log each time, where nothing listens yet.
+        socket.create_connection((host, int(port)), timeout=1).close()
+        with kafka_admin(address) as admin:
             return len(admin.describe_cluster()["brokers"]) >= brokers
     except (KafkaError, OSError):
         return False
