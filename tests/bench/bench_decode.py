@@ -1,6 +1,6 @@
 """What decoding costs in a loop, in threads and in killable processes.
 
-    python -m tests.bench.bench_decode [--images FOLDER] [--size 160] [--json FILE]
+    python -m tests.bench.bench_decode [--images FOLDER] [--size 128] [--json FILE]
 
 Photos of two sizes are decoded again and again, the three ways in turn, several rounds, and the
 best round counts: other work on the machine only ever makes a round worse. Processor time is of
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--count", type=int, default=400, help="images a round")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2, help="threads, and processes")
-    parser.add_argument("--size", type=int, default=160, help="side of the pixels made")
+    parser.add_argument("--size", type=int, default=128, help="side of the pixels made")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
     results: dict[str, object] = {}
