@@ -65,7 +65,7 @@ class HttpSource:
         """Parse once, for judging and connecting alike; hold scheme and host to the policy."""
         try:
             url = httpx.URL(uri)
-        except (httpx.InvalidURL, UnicodeError) as error:
+        except (httpx.InvalidURL, ValueError) as error:
             raise EventError(Reason.BLOCKED_SOURCE, "the uri is malformed") from error
         if url.scheme not in self._policy.schemes or url.scheme not in DEFAULT_PORTS:
             raise EventError(Reason.BLOCKED_SOURCE, f"scheme {url.scheme[:20]!r} is not allowed")
@@ -149,7 +149,7 @@ def _retry_after(value: str) -> float | None:
 def _joined(url: httpx.URL, location: str) -> str:
     try:
         return str(url.join(location))
-    except (httpx.InvalidURL, UnicodeError) as error:
+    except (httpx.InvalidURL, ValueError) as error:
         raise EventError(Reason.BLOCKED_SOURCE, "redirected to a malformed uri") from error
 
 

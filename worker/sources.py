@@ -41,6 +41,8 @@ class Fetcher:
         too_large, unsupported_format (a content encoding). Raises InfrastructureError when
         closed, when a root folder is gone, or when this process is out of descriptors.
         """
+        if not uri.isascii() and any("\ud800" <= each <= "\udfff" for each in uri):
+            raise EventError(Reason.BLOCKED_SOURCE, "the uri is malformed")  # JSON may hold these
         scheme = uri.partition(":")[0].lower()
         if scheme not in self._policy.schemes:
             raise EventError(Reason.BLOCKED_SOURCE, f"scheme {scheme[:20]!r} is not allowed")

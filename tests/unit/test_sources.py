@@ -4,10 +4,11 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import ConfigError, EventError, InfrastructureError, Reason
@@ -277,3 +278,28 @@ def test_redaction_never_raises_and_is_bounded(before: str, secret: str) -> None
     assert "SECRET" not in shown
     assert len(shown) < 310
     assert shown.isprintable()
+
+
+URI_PARTS = st.sampled_from(
+    [
+        *("http:", "https:", "file:", "//", "/", "\\", "@", ":", "?", "#", "[", "]", "%", "%00"),
+        *("127.0.0.1", "::1", "%zz", "..", ".", "*", "\r\n", "\0", "\ud800", "ü", "①", "xn--", "a"),
+        *("xn--a\u0300", "x" * 70, "99999", "-1", "localhost", "\u2028", " ", "%ff", "&", ";", "~"),
+    ]
+)
+
+
+@cache
+def guarded() -> Fetcher:
+    """A fetcher of every scheme that finds nothing anywhere."""
+    return Fetcher(SourcePolicy(("http", "https", "file"), ("nowhere.test",), ("/proc/self/ns",)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(), st.lists(URI_PARTS, max_size=12).map("".join)))
+def test_no_uri_raises_anything_else(uri: str) -> None:
+    """What is not an EventError would stop the worker."""
+    for each in (uri, f"http://{uri}", f"https://{uri}/a", f"file:///proc/self/ns/{uri}"):
+        with pytest.raises(EventError):
+            guarded().fetch(each)
+        assert redact(each).isprintable()
