@@ -1,22 +1,21 @@
 """Apache Kafka itself on free loopback ports, for what an imitation cannot show.
 
-Owns getting its archives (from Maven Central, with `mvn`, once), its configuration in KRaft mode
-(KIP-500), and the life of one broker or three; same interface as `LocalKafka`. Must not know the
-tests. `python -m deploy.apache_kafka` fetches the archives and says whether that worked.
+Owns its configuration in KRaft mode (KIP-500) and the life of one broker or three; same interface
+as `LocalKafka`. Must not know the tests.
 """
 
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from deploy.kafka_archives import KafkaUnavailableError, fetch_archives
 from deploy.local import (
     HOST,
     POLL_SECONDS,
@@ -28,9 +27,6 @@ from deploy.local import (
 )
 from deploy.process import ChildFailedError, Deadline, free_port
 
-VERSION = "4.1.1"
-CACHE = Path(__file__).parents[1] / ".cache"
-FETCH_SECONDS = 600.0
 READY_SECONDS = 120.0
 MESSAGE_BYTES = 33 * 1024 * 1024
 
@@ -44,61 +40,16 @@ JVM = (
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
 )
-POM = f"""\
-<project>
-  <modelVersion>4.0.0</modelVersion>
-  <groupId>local</groupId><artifactId>kafka</artifactId><version>1</version>
-  <packaging>pom</packaging>
-  <dependencies>
-    <dependency>
-      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>
-      <version>{VERSION}</version>
-    </dependency>
-    <dependency>
-      <groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version>
-    </dependency>
-  </dependencies>
-</project>
-"""
 
 
-class KafkaUnavailableError(RuntimeError):
-    """There is no java or mvn, or the archives could not be fetched."""
+@dataclass(frozen=True)
+class Access:
+    """Who may come in by the secure listener, and the server's PEM certificate and key for it."""
 
-
-def fetch_archives(cache: Path = CACHE) -> Path:
-    """The folder of Kafka's archives; fetches them the first time.
-
-    Raises KafkaUnavailableError.
-    """
-    folder = cache / f"kafka-{VERSION}"
-    for tool in ("java", "mvn"):
-        if shutil.which(tool) is None:
-            raise KafkaUnavailableError(f"{tool} is not installed")
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        pom, jars = Path(temporary, "pom.xml"), Path(temporary, "jars")
-        pom.write_text(POM)
-        goals = ["dependency:copy-dependencies", f"-DoutputDirectory={jars}"]
-        command = [
-            "mvn",
-            "-q",
-            "-B",
-            "-Dstyle.color=never",
-            "-f",
-            str(pom),
-            *goals,
-            "-DincludeScope=runtime",
-        ]
-        try:
-            subprocess.run(command, check=True, timeout=FETCH_SECONDS, stdin=subprocess.DEVNULL)
-        except (subprocess.SubprocessError, OSError) as error:
-            raise KafkaUnavailableError(f"the archives could not be fetched: {error}") from None
-        if not folder.is_dir():  # another process may have been quicker
-            jars.rename(folder)
-    return folder
+    username: str
+    password: str
+    certificate: Path
+    key: Path
 
 
 class KafkaNode(LocalServer):
@@ -107,11 +58,18 @@ class KafkaNode(LocalServer):
     name = "kafka"
 
     def __init__(
-        self, archives: Path, cluster_id: str, number: int, controllers: Mapping[int, int]
+        self,
+        archives: Path,
+        cluster_id: str,
+        number: int,
+        controllers: Mapping[int, int],
+        access: Access | None,
     ) -> None:
         """`controllers` maps each node's number to the port of its controller."""
         super().__init__()
         self.port = free_port()
+        self.secure_port = free_port()
+        self._access = access
         self._archives = archives
         self._cluster_id = cluster_id
         self._number = number
@@ -141,6 +99,10 @@ class KafkaNode(LocalServer):
 
     def _format(self, configuration: Path) -> None:
         arguments = ["format", "-t", self._cluster_id, "-c", str(configuration)]
+        if self._access is not None:
+            who = f"name={self._access.username},password={self._access.password}"
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+                arguments += ["--add-scram", f"{mechanism}=[{who}]"]
         command = self._java("kafka.tools.StorageTool", *arguments)
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=READY_SECONDS
@@ -164,7 +126,7 @@ class KafkaNode(LocalServer):
         voters = ",".join(f"{n}@{HOST}:{port}" for n, port in self._controllers.items())
         copies = len(self._controllers)
         enough = min(2, copies)
-        settings = {
+        settings: dict[str, object] = {
             "process.roles": "broker,controller",
             "node.id": self._number,
             "controller.quorum.voters": voters,
@@ -182,24 +144,53 @@ class KafkaNode(LocalServer):
             "replica.fetch.max.bytes": MESSAGE_BYTES,
             "min.insync.replicas": enough,
             "group.initial.rebalance.delay.ms": 0,
+            "group.min.session.timeout.ms": 1_000,
+            # How often transactions of the dead are looked for.
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
             "offsets.topic.num.partitions": 4,
             "offsets.topic.replication.factor": copies,
             "transaction.state.log.num.partitions": 4,
             "transaction.state.log.replication.factor": copies,
             "transaction.state.log.min.isr": enough,
         }
+        if self._access is not None:
+            for name, value in self._secured(self._access).items():
+                settings[name] = f"{settings[name]},{value}" if name in settings else value
         return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+    def _secured(self, access: Access) -> dict[str, object]:
+        """What a listener with TLS (KIP-651) and SASL needs beside the plain one."""
+        store = self.directory / "server.pem"
+        store.write_text(access.key.read_text() + access.certificate.read_text())
+        address = f"SECURE://{HOST}:{self.secure_port}"
+        modules, prefix = "org.apache.kafka.common.security", "listener.name.secure"
+        scram = f"{modules}.scram.ScramLoginModule required;"
+        return {
+            "listeners": address,
+            "advertised.listeners": address,
+            "listener.security.protocol.map": "SECURE:SASL_SSL",
+            "inter.broker.listener.name": "PLAINTEXT",
+            f"{prefix}.ssl.keystore.type": "PEM",
+            f"{prefix}.ssl.keystore.location": store,
+            f"{prefix}.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+            f"{prefix}.plain.sasl.jaas.config": f"{modules}.plain.PlainLoginModule required "
+            f'user_{access.username}="{access.password}";',
+            f"{prefix}.scram-sha-256.sasl.jaas.config": scram,
+            f"{prefix}.scram-sha-512.sasl.jaas.config": scram,
+        }
 
 
 class LocalApacheKafka:
     """Apache Kafka with one broker, or three that replicate; a context manager.
 
     What is called on it happens to every node; `nodes` are killed and restarted one by one.
+    With `access` there is a second listener, which wants TLS and a password.
     Entering raises KafkaUnavailableError without java, mvn or the archives.
     """
 
-    def __init__(self, brokers: int = 1) -> None:
+    def __init__(self, brokers: int = 1, access: Access | None = None) -> None:
         self._brokers = brokers
+        self._access = access
         self.nodes: Sequence[KafkaNode] = ()
 
     def __enter__(self) -> Self:
@@ -229,6 +220,11 @@ class LocalApacheKafka:
     def bootstrap(self) -> str:
         """`host:port,…` for clients."""
         return ",".join(node.address for node in self.nodes)
+
+    @property
+    def secure_bootstrap(self) -> str:
+        """`host:port,…` of the listeners with TLS and SASL, where `access` was given."""
+        return ",".join(f"{HOST}:{node.secure_port}" for node in self.nodes)
 
     @property
     def pid(self) -> int:
@@ -285,7 +281,8 @@ class LocalApacheKafka:
         cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         controllers = {number: free_port() for number in range(1, self._brokers + 1)}
         self.nodes = [
-            KafkaNode(archives, cluster_id, number, controllers) for number in controllers
+            KafkaNode(archives, cluster_id, number, controllers, self._access)
+            for number in controllers
         ]
 
     def _all_registered(self) -> bool:
@@ -293,17 +290,3 @@ class LocalApacheKafka:
 
 
 KafkaServer = LocalKafka | LocalApacheKafka
-
-
-def main() -> int:
-    """Fetch the archives; 0 when they are there."""
-    try:
-        print(fetch_archives())
-    except KafkaUnavailableError as error:
-        print(f"no Apache Kafka: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,12 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from deploy.apache_kafka import (
-    KafkaServer,
-    KafkaUnavailableError,
-    LocalApacheKafka,
-    fetch_archives,
-)
+from deploy.apache_kafka import KafkaServer, LocalApacheKafka
+from deploy.kafka_archives import KafkaUnavailableError, fetch_archives
 from deploy.local import LocalKafka, LocalRedis
 
 PARTITIONS = 4

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
-from deploy.apache_kafka import KafkaUnavailableError, LocalApacheKafka, fetch_archives
+from deploy.apache_kafka import LocalApacheKafka
+from deploy.kafka_archives import KafkaUnavailableError, fetch_archives
 from tests.conftest import require_apache_kafka
 
 WAIT_SECONDS = 60.0
