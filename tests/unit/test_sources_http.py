@@ -1,92 +1,25 @@
-"""Fetching over HTTP from a server on loopback that plays every trick, and really is there.
-
-Names are resolved by a double of `getaddrinfo` where a test needs other answers than this
-machine's; everything from the socket on is real.
-"""
+"""Talking HTTP: status codes, retries, deadlines, sizes; from a server that plays every trick."""
 
 import contextlib
+import random
 import socket
-import ssl
-import subprocess
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.trick_server import (
+    BODY,
+    PATIENCE,
+    Handler,
+    TrickServer,
+    answer,
+    fetch,
+    fetcher,
+    refusal,
+)
 from worker.errors import EventError, InfrastructureError, Reason
-from worker.sources import Fetcher, SourcePolicy
-
-BODY = b"\xff\xd8\xff an image"
-PATIENCE = 60.0
-
-Handler = Callable[[socket.socket, int], None]
-
-
-class TrickServer:
-    """Speaks HTTP badly on purpose. `paths` says what to do; `asked` counts requests."""
-
-    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
-        self.paths: dict[str, bytes | Handler | list[bytes]] = {}
-        self.asked: Counter[str] = Counter()
-        self.requests: list[bytes] = []
-        self.connections = 0
-        self.closing = threading.Event()
-        self.tls: ssl.SSLContext | None = None
-        self._listener = socket.create_server((address, port))
-        self.port: int = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # the listener was closed
-            while True:
-                connection, _ = self._listener.accept()
-                self.connections += 1
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), contextlib.closing(connection):
-            if self.tls:
-                connection = self.tls.wrap_socket(connection, server_side=True)
-            while (request := self._request(connection)) is not None:
-                path = request.split(b" ")[1].decode()
-                self.requests.append(request)
-                self.asked[path] += 1
-                action = self.paths.get(path, answer(404))
-                if isinstance(action, list):
-                    action = action[min(self.asked[path], len(action)) - 1]
-                if callable(action):
-                    action(connection, self.asked[path])
-                    return
-                connection.sendall(action)
-            connection.close()
-
-    def _request(self, connection: socket.socket) -> bytes | None:
-        request = b""
-        while not request.endswith(b"\r\n\r\n"):
-            part = connection.recv(65536)
-            if not part:
-                return None
-            request += part
-        return request
-
-    def close(self) -> None:
-        """Stop accepting and dripping."""
-        self.closing.set()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(PATIENCE)
-
-
-def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
-    """A response with a right length. Underscores in names become dashes."""
-    fields = {"content_length": str(len(body)), **headers}
-    lines = [f"HTTP/1.1 {status} x", *(f"{k.replace('_', '-')}: {v}" for k, v in fields.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 @pytest.fixture
@@ -95,46 +28,6 @@ def server() -> Iterator[TrickServer]:
     server.paths["/a.jpg"] = answer(200, BODY)
     yield server
     server.close()
-
-
-def fetcher(**options: Any) -> Fetcher:
-    """A fetcher that may use this machine's loopback."""
-    defaults = {
-        "schemes": ("http", "https"),
-        "hosts": ("127.0.0.1:*", "images.test:*"),
-        "networks": ("127.0.0.0/8",),
-        "timeout_seconds": 20.0,
-    }
-    return Fetcher(SourcePolicy(**{**defaults, **options}))
-
-
-def fetch(server: TrickServer, path: str, **options: Any) -> bytes:
-    """Get a path of the trick server."""
-    return fetcher(**options).fetch(f"http://127.0.0.1:{server.port}{path}")
-
-
-def refusal(server: TrickServer, path: str, **options: Any) -> EventError:
-    """The EventError a fetch ends with."""
-    with pytest.raises(EventError) as caught:
-        fetch(server, path, **options)
-    return caught.value
-
-
-def resolve(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
-    """Answer look-ups in turn (the last one for ever); returns the names asked for."""
-    asked: list[str] = []
-
-    real = socket.getaddrinfo
-
-    def look_up(host: str, port: int, *others: Any, **named: Any) -> list[Any]:
-        if host.replace(".", "").isdigit():  # an address already judged
-            return real(host, port, *others, **named)
-        asked.append(host)
-        found = answers[min(len(asked), len(answers)) - 1]
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in found]
-
-    monkeypatch.setattr("worker.source_network.socket.getaddrinfo", look_up)
-    return asked
 
 
 def test_image_arrives(server: TrickServer) -> None:
@@ -310,167 +203,6 @@ def test_content_encoding_is_refused_unread(server: TrickServer, coding: str) ->
     assert fetch(server, "/y") == BODY
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_three_redirects_are_followed_and_four_are_not(server: TrickServer, status: int) -> None:
-    for step in range(4):
-        server.paths[f"/{step}"] = answer(status, b"moved", location=f"{step + 1}?sig=s")
-        server.paths[f"/{step}?sig=s"] = server.paths[f"/{step}"]
-    server.paths["/4?sig=s"] = answer(200, BODY)
-    assert fetch(server, "/1") == BODY
-    error = refusal(server, "/0")
-    assert (error.reason, error.detail) == (Reason.SOURCE_UNAVAILABLE, "more than 3 redirects")
-
-
-@pytest.mark.parametrize(
-    "location",
-    [
-        "http://localhost:{port}/a.jpg",  # another host
-        "http://127.0.0.2:{port}/a.jpg",
-        "//evil.example/a.jpg",
-        "https://images.example/a.jpg",
-        "file:///etc/passwd",
-        "ftp://127.0.0.1/",
-        "gopher://127.0.0.1:{port}/",
-        "http://user:pass@127.0.0.1:{port}/a.jpg",
-        "http://[::ffff:127.0.0.1]:{port}/a.jpg",
-        "http://127.0.0.1:{port}@evil.example/",
-        "http://evil\x00.example/",
-        "http://[::1",
-        ":http://[",  # httpx lets a plain ValueError through
-    ],
-)
-def test_every_redirect_is_checked_again(server: TrickServer, location: str) -> None:
-    server.paths["/x"] = answer(302, location=location.format(port=server.port))
-    schemes = ("http", "https", "file")
-    error = refusal(server, "/x", schemes=schemes, roots=("/etc",), attempts=1)
-    assert error.reason in (Reason.BLOCKED_SOURCE, Reason.SOURCE_UNAVAILABLE)
-    if "\x00" not in location:  # that is no header at all
-        assert error.reason is Reason.BLOCKED_SOURCE
-    assert server.asked == Counter({"/x": 1})
-
-
-def test_redirect_to_a_private_address_by_name_is_blocked(
-    server: TrickServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.paths["/x"] = answer(302, location="http://images.test/latest/meta-data")
-    resolve(monkeypatch, ["127.0.0.1"], ["169.254.169.254"])
-    error = refusal(server, "/x")
-    assert error.reason is Reason.BLOCKED_SOURCE
-    assert error.detail == "images.test is at 169.254.169.254, which is not a public address"
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        *("127.0.0.1", "127.1", "0x7f000001", "2130706433", "0177.0.0.1", "localhost"),
-        "[::ffff:127.0.0.1]",
-    ],
-)
-def test_loopback_in_any_spelling_is_blocked_by_default(server: TrickServer, host: str) -> None:
-    source = fetcher(hosts=("*:*",), networks=())
-    with pytest.raises(EventError) as caught:
-        source.fetch(f"http://{host}:{server.port}/a.jpg")
-    assert caught.value.reason is Reason.BLOCKED_SOURCE
-    assert server.connections == 0
-
-
-def test_only_judged_addresses_of_a_name_are_connected_to(
-    server: TrickServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    resolve(monkeypatch, ["10.0.0.1", "169.254.169.254", "127.0.0.1"])
-    assert fetcher().fetch(f"http://images.test:{server.port}/a.jpg") == BODY
-    assert f"host: images.test:{server.port}" in server.requests[0].decode().lower()
-
-
-def test_rebound_name_changes_nothing(server: TrickServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second look-up would answer this machine; there is none."""
-    outside = TrickServer("127.0.0.2", server.port)
-    outside.paths["/a.jpg"] = answer(200, b"outside")
-    asked = resolve(monkeypatch, ["127.0.0.2"], ["127.0.0.1"])
-    source = fetcher(networks=("127.0.0.2/32",))
-    assert source.fetch(f"http://images.test:{server.port}/a.jpg") == b"outside"
-    assert asked == ["images.test"]
-    source.close()
-    with pytest.raises(EventError) as caught:
-        fetcher(networks=("127.0.0.2/32",)).fetch(f"http://images.test:{server.port}/a.jpg")
-    assert caught.value.reason is Reason.BLOCKED_SOURCE
-    assert server.connections == 0
-    outside.close()
-
-
-def test_second_address_is_tried_when_the_first_refuses(
-    server: TrickServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    resolve(monkeypatch, ["127.0.0.9", "127.0.0.1"])
-    assert fetcher().fetch(f"http://images.test:{server.port}/a.jpg") == BODY
-
-
-def test_unknown_name_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr("worker.source_network.socket.getaddrinfo", unknown)
-    with pytest.raises(EventError) as caught:
-        fetcher(attempts=2).fetch("http://images.test/a.jpg")
-    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
-    assert "Name or service not known" in caught.value.detail
-
-
-def test_hanging_look_up_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered = threading.Event()
-    monkeypatch.setattr(
-        "worker.source_network.socket.getaddrinfo", lambda *_, **__: answered.wait(PATIENCE) and []
-    )
-    with pytest.raises(EventError) as caught:
-        fetcher(attempts=1, timeout_seconds=0.2).fetch("http://images.test/a.jpg")
-    answered.set()
-    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "ftp://127.0.0.1/a.jpg",
-        "HTTPS://127.0.0.1:{port}/a.jpg",
-        "http://",
-        "http:///a.jpg",
-        "http:127.0.0.1/a.jpg",
-        "http://user@127.0.0.1:{port}/a.jpg",
-        "http://user:pass@127.0.0.1:{port}/a.jpg",
-        "http://evil.test\\@127.0.0.1:{port}/a.jpg",
-        "http://127.0.0.1:{port}/a\r\nHost: evil",
-        "http://127.0.0.1:99999/",
-        "http://127.0.0.1:{port}.evil.test/",
-        "http://[fe80::1%25lo]/",
-        "http://" + "a" * 300 + ".test/",
-        "http://..test/",
-        "\nhttp://127.0.0.1:{port}/a.jpg",
-        "javascript:alert(1)",
-        "data:image/png;base64,AAAA",
-    ],
-)
-def test_odd_uris_are_blocked(server: TrickServer, uri: str) -> None:
-    source = fetcher(schemes=("http",), hosts=("127.0.0.1:*", "*.test"))
-    with pytest.raises(EventError) as caught:
-        source.fetch(uri.format(port=server.port))
-    assert caught.value.reason in (Reason.BLOCKED_SOURCE, Reason.SOURCE_UNAVAILABLE)
-    assert server.connections == 0
-
-
-def test_proxies_and_credentials_of_the_environment_are_ignored(
-    server: TrickServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    trap = TrickServer()
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{trap.port}")
-    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password pass")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert fetch(server, "/a.jpg") == BODY
-    assert trap.connections == 0
-    assert b"authorization" not in server.requests[0].lower()
-    trap.close()
-
-
 def test_cookies_are_not_kept(server: TrickServer) -> None:
     server.paths["/x"] = answer(200, BODY, set_cookie="a=b")
     source = fetcher()
@@ -539,40 +271,29 @@ def test_many_threads_share_a_fetcher(server: TrickServer) -> None:
     assert got == [BODY] * 160
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Certificate and key for images.test, signed by itself."""
-    folder = tmp_path_factory.mktemp("tls")
-    paths = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-days", "2", "-subj", "/CN=images.test"),
-            *("-addext", "subjectAltName=DNS:images.test"),
-            *("-out", str(paths[0]), "-keyout", str(paths[1])),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return paths
+def test_random_answers_raise_nothing_else(server: TrickServer) -> None:
+    """What is not an EventError would stop the worker."""
+    source = random.Random(3)
+    answers = [
+        answer(200, BODY),
+        answer(302, location="/x?a"),
+        answer(503, retry_after="0"),
+        b"HTTP/1.1 200 x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nt: x\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + answer(200, BODY),
+        b"HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n",
+    ]
 
+    def broken(connection: socket.socket, _: int) -> None:
+        data = bytearray(source.choice(answers))
+        for _ in range(source.randint(1, 4)):
+            at = source.randrange(len(data))
+            data[at : at + source.randint(0, 3)] = source.randbytes(source.randint(0, 3))
+        connection.sendall(data)
 
-def test_tls_checks_the_name_of_the_uri_at_the_judged_address(
-    server: TrickServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names: list[str | None] = []
-    server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.tls.load_cert_chain(*certificate)
-    server.tls.sni_callback = lambda _, name, __: names.append(name)
-    asked = resolve(monkeypatch, ["127.0.0.1"])
-    uri = f"https://images.test:{server.port}/a.jpg"
-    assert fetcher(ca_file=str(certificate[0])).fetch(uri) == BODY
-    assert (names, asked) == (["images.test"], ["images.test"])
-    for wrong, options in (
-        (uri, {}),  # an unknown authority
-        (uri.replace("images.test", "127.0.0.1"), {"ca_file": str(certificate[0])}),
-    ):
-        with pytest.raises(EventError) as caught:
-            fetcher(attempts=1, **options).fetch(wrong)
-        assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
-        assert "CERTIFICATE_VERIFY_FAILED" in caught.value.detail
+    server.paths["/x"] = broken
+    getter, images = fetcher(attempts=1), 0
+    for _ in range(300):
+        with contextlib.suppress(EventError):
+            getter.fetch(f"http://127.0.0.1:{server.port}/x")
+            images += 1
+    assert 0 < images < 300
