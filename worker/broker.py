@@ -81,7 +81,7 @@ class Consumer:
         """
         with _translated("poll"):
             found = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000), max_records=most)
-        return [_record(message) for messages in found.values() for message in messages]
+        return [record_of(message) for messages in found.values() for message in messages]
 
     def pause(self) -> None:
         """Fetch nothing until `resume`; polling goes on, for heartbeats and rebalances."""
@@ -236,7 +236,8 @@ class _translated:  # noqa: N801 - reads as a word in a `with` statement
             raise InfrastructureError(f"{self._what}: {error!r}") from error
 
 
-def _record(message: Any) -> Record:
+def record_of(message: Any) -> Record:
+    """A record as kafka-python consumed it, as the project carries it."""
     return Record(
         topic=message.topic,
         partition=message.partition,

@@ -41,6 +41,11 @@ class Bench:
         """A fresh worker's index with a connection of its own."""
         return Index(self.connect(), model, replace(SETTINGS, **changes))
 
+    @property
+    def settings(self) -> IndexSettings:
+        """The settings every index has that asks for no others."""
+        return SETTINGS
+
     def store(self) -> Store:
         """The commands below the index."""
         return Store(self.connect())

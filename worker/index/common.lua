@@ -11,6 +11,7 @@ local RECORD = 136          -- u64 sequence (LE) + 128 x int8
 local CHUNK = 60            -- records in one chunk string: 8,160 bytes, just under an 8 KiB block
 local SPAN = 32             -- sequences in one bucket of image records
 local LOAD = 40             -- inserts per lookup bucket: it keeps listpack encoding (see keys.py)
+local LOG_LENGTH = 10000    -- changes kept; a worker further behind reads the whole table
 local LIVE, COPY, DELETED = 0, 1, 2
 
 local meta = KEYS[2]
@@ -157,6 +158,17 @@ end
 -- One entry of the centroid log: clusters retired, then id and centroid of each one added.
 local function log_change(retired, added)
   local current = redis.call('HINCRBY', meta, 'version', 1)
-  redis.call('XADD', log, number(current) .. '-1', 'retired', retired, 'added', added)
+  redis.call('XADD', log, 'MAXLEN', '~', LOG_LENGTH, number(current) .. '-1',
+    'retired', retired, 'added', added)
   return current
+end
+
+-- Makes an empty generation with one cluster.
+local function found(generation, model, layout, centroid)
+  redis.call('HSET', KEYS[1], 'model:' .. generation, model, 'layout:' .. generation, layout)
+  redis.call('HSET', meta, 'sequence', 0, 'version', 0, 'cluster', 1)
+  local first = struct.pack('>I4', 1)
+  redis.call('HSET', centroids, first, centroid)
+  write_state(first, {epoch = 1, length = 0, live = 0})
+  log_change('', first .. centroid)
 end

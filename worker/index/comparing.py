@@ -1,21 +1,18 @@
 """Compares vectors with cluster prefixes: coarse for all of them, exactly for what may matter.
 
-Owns the product kernel and the choice of earliest, best and top matches. It must not know Redis or
+Owns the choice of earliest, best and top matches. It must not know Redis or
 image ids.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from worker.index.cache import Prefix
-from worker.vectors import DIMENSIONS, LARGEST, Vectors, dots, pairwise, squared_norms
+from worker.index.kernel import one_thread, product
+from worker.vectors import DIMENSIONS, Vectors, pairwise, squared_norms
 
 SLACK = 1e-5
 """Coarse similarities are float32; whatever lies this close to a decision is computed exactly."""
@@ -52,46 +49,6 @@ class Found:
     best: Match | None
     matches: tuple[Match, ...]
     compared: int
-
-
-@cache
-def integer_kernel_is_exact() -> bool:
-    """Whether torch multiplies int8 matrices exactly here.
-
-    It is private to torch and three times as fast as float32 with VNNI; on processors without it
-    some kernels saturate. The extreme values below would show it.
-    """
-    extreme = np.full((16, DIMENSIONS), LARGEST, np.int8)
-    extreme[1::2] = -LARGEST
-    try:
-        product = _integer_product(extreme, extreme)
-    except (AttributeError, RuntimeError):
-        return False
-    return bool((product == dots(extreme, extreme)).all())
-
-
-def _integer_product(stored: Vectors, queries: Vectors) -> npt.NDArray[np.int32]:
-    left, right = torch.from_numpy(stored), torch.from_numpy(queries)
-    product: npt.NDArray[np.int32] = torch._int_mm(left, right.T).numpy()
-    return product
-
-
-def product(stored: Vectors, queries: Vectors) -> npt.NDArray[Any]:
-    """Return exact dot products (n, m) of int8 rows (n, 128) and (m, 128)."""
-    if integer_kernel_is_exact():
-        return _integer_product(stored, queries)
-    return dots(stored, queries)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch on this thread: the products are small, waiting for a busy core costs more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

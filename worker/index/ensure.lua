@@ -8,13 +8,8 @@
 
 local root = redis.call('HMGET', KEYS[1], 'serving', 'building')
 if not root[1] then
-  redis.call('HSET', KEYS[1], 'serving', ARGV[1], 'model:' .. ARGV[1], ARGV[2],
-    'layout:' .. ARGV[1], ARGV[3])
-  redis.call('HSET', meta, 'sequence', 0, 'version', 0, 'cluster', 1)
-  local first = struct.pack('>I4', 1)
-  redis.call('HSET', centroids, first, ARGV[4])
-  write_state(first, {epoch = 1, length = 0, live = 0})
-  log_change('', first .. ARGV[4])
+  redis.call('HSET', KEYS[1], 'serving', ARGV[1])
+  found(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
   root[1] = ARGV[1]
 end
 return {

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from worker.errors import InfrastructureError
 from worker.index.answers import Answer, Arrival, IndexSettings
+from worker.index.auditing import Audit
 from worker.index.keys import Keys, digest
 from worker.index.placing import Placing, Reply, arguments, known
-from worker.index.space import Space, Spaces
+from worker.index.space import Space, Spaces, open_building, open_space, switch
 from worker.index.splitting import Maintainer
 from worker.index.store import Argument, Client, Store
 
@@ -33,10 +34,14 @@ class Index:
     `maintain` may run in another thread than the rest.
     """
 
-    def __init__(self, client: Client, model_id: str, settings: IndexSettings) -> None:
+    def __init__(
+        self, client: Client, model_id: str, settings: IndexSettings, *, building: bool = False
+    ) -> None:
+        """`building` works on the generation this model is filling, not on the one that answers."""
         self._store = Store(client)
         self._settings = settings
-        self._spaces = Spaces(self._store, model_id, settings.namespaces)
+        opener = open_building if building else open_space
+        self._spaces = Spaces(self._store, model_id, settings.namespaces, opener)
         self._maintainer = Maintainer(self._store, settings)
         self._placing = Placing(self._store, settings, self._maintainer, self.names)
         self._names: OrderedDict[tuple[str, int], str] = OrderedDict()
@@ -129,6 +134,14 @@ class Index:
         """
         spaces = [self._spaces[namespace]] if namespace else self._spaces.opened()
         return any(self._maintainer.work(space) for space in spaces)
+
+    def switch(self, namespace: str) -> None:
+        """Let the generation built answer from now on, in one step; see `space.switch`."""
+        switch(self._store, self._spaces[namespace])
+
+    def audit(self, namespace: str, sample: int) -> Audit:
+        """Begin an audit of `sample` images against brute force; `step` it to its end."""
+        return Audit(self._store, self._spaces[namespace], self._settings, sample)
 
     def stats(self) -> dict[str, float]:
         """Numbers of this process for metrics: clusters known, cache bytes and entries, splits."""

@@ -7,7 +7,7 @@ a namespace by one model: `rebuild` fills the next one while the first answers.
 
     dedup:namespaces      set     the namespaces that exist (percent-encoded)
     {ns}:root             hash    serving, building -> generation; model:<g> -> model id;
-                                  layout:<g> -> LAYOUT; switched:<g> -> when it began to answer
+                                  layout:<g> -> LAYOUT; retired:<g> -> 1 until its keys are gone
     {ns}:<g>:meta         hash    sequence -> last one handed out; version -> of the centroid log;
                                   cluster -> last id handed out
     {ns}:<g>:centroids    hash    cluster (u32 BE) -> 128 x int8
@@ -47,6 +47,9 @@ SPAN = 32
 LOAD = 40
 CHUNK = 60
 
+LIVE, COPY, DELETED = 0, 1, 2
+IMAGE = struct.Struct(">B16sIHIHI")
+"""An image's record: kind, SHA-256, partition, offset (u48), cluster or original (u48)."""
 STATE = struct.Struct(">III")
 CLUSTER = struct.Struct(">I")
 NEVER_READ = STATE.pack(0, 0, 0)
@@ -135,6 +138,12 @@ class Keys:
     def record(self, sequence: int) -> tuple[str, int]:
         """The bucket of a sequence and the first of its four fields."""
         return f"{self.prefix}rec:{sequence // SPAN}", sequence % SPAN * 4
+
+
+def home_of(record: bytes) -> int | None:
+    """The cluster that holds an image's vector; None when it has none."""
+    kind, *_, home = IMAGE.unpack_from(record)
+    return int(home) if kind == LIVE else None
 
 
 def encode(namespace: str) -> str:

@@ -6,11 +6,14 @@ Owns opening a namespace and the check of its model. It must not know records.
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
-from worker.errors import ModelMismatch
+from worker.errors import ConfigError, ModelMismatch
 from worker.index.centroids import Table
 from worker.index.keys import CENTROID, LAYOUT, NAMESPACES, Keys, encode
 from worker.index.store import Store
+
+Opener = Callable[[Store, str, str], "Space"]
 
 
 class Space:
@@ -25,8 +28,11 @@ class Space:
 class Spaces:
     """The namespaces a worker has opened, the least recently used forgotten; thread-safe."""
 
-    def __init__(self, store: Store, model_id: str, limit: int) -> None:
+    def __init__(
+        self, store: Store, model_id: str, limit: int, opener: "Opener | None" = None
+    ) -> None:
         self._store, self._model_id, self._limit = store, model_id, limit
+        self._opener = opener or open_space
         self._lock = threading.RLock()
         self._open: OrderedDict[str, Space] = OrderedDict()
 
@@ -35,7 +41,7 @@ class Spaces:
         with self._lock:
             space = self._open.get(namespace)
             if space is None:
-                space = self._open[namespace] = open_space(self._store, namespace, self._model_id)
+                space = self._open[namespace] = self._opener(self._store, namespace, self._model_id)
                 while len(self._open) > self._limit:
                     self._open.popitem(last=False)
             self._open.move_to_end(namespace)
@@ -70,6 +76,39 @@ def open_space(store: Store, namespace: str, model_id: str) -> Space:
             "run the version that wrote it, or rebuild the namespace"
         )
     return Space(store, Keys(namespace, serving))
+
+
+def open_building(store: Store, namespace: str, model_id: str) -> Space:
+    """Open the generation this model is filling, or has filled; begin one when there is none.
+
+    Raises ConfigError when the namespace does not exist.
+    """
+    offered = Keys(namespace, secrets.token_hex(4))
+    state, *generation = store.script("begin", offered, model_id, LAYOUT, bytes(CENTROID))
+    if state == b"none":
+        raise ConfigError(f"namespace {namespace!r} does not exist")
+    return Space(store, Keys(namespace, generation[0].decode()))
+
+
+def switch(store: Store, space: Space) -> None:
+    """Let a built generation answer. Raises ConfigError when another one is being built by now."""
+    if store.script("switch", space.keys) != b"switched":
+        raise ConfigError(f"namespace {space.keys.namespace!r} is being rebuilt by someone else")
+
+
+def remove_retired(store: Store, namespace: str) -> int:
+    """Delete the generations that answer no more; returns how many keys that were."""
+    root = Keys(namespace, "").root
+    removed = 0
+    for name in store.command("HKEYS", root):
+        kind, _, generation = name.decode().partition(":")
+        if kind == "retired":
+            for page in store.pages(Keys(namespace, generation).prefix):
+                removed += len(page)
+                store.commands([("UNLINK", key) for key in page])
+            fields = [f"{field}:{generation}" for field in ("model", "layout", "retired")]
+            store.command("HDEL", root, *fields)
+    return removed
 
 
 def check_model(namespace: str, loaded: str, stored: str) -> None:

@@ -5,7 +5,7 @@ client's errors. It must not know what the scripts mean.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -78,6 +78,20 @@ class Store:
     def command(self, *arguments: Argument) -> Any:
         """Run one plain command."""
         return self.call(partial(self._client.execute_command, *arguments))
+
+    def pages(self, prefix: str) -> Iterator[list[bytes]]:
+        """Yield all keys that begin with `prefix`, some hundred at a time; walks the whole server.
+
+        The prefix is taken literally: namespaces are percent-encoded, so it has no wildcard.
+        """
+        page: list[bytes] = []
+        for key in self._client.scan_iter(match=prefix + "*", count=1000):
+            page.append(key)
+            if len(page) >= PIPELINE:
+                yield page
+                page = []
+        if page:
+            yield page
 
     def call(self, action: Callable[[], T]) -> T:
         """Run an action on the client, its errors turned into InfrastructureError."""

@@ -1,0 +1,53 @@
+"""`python -m worker audit`: compare the index with brute force on a sample, on demand.
+
+Owns the command only; `auditing` does it. It must not know how an audit runs in a worker.
+"""
+
+import argparse
+
+from worker import config
+from worker.errors import ConfigError
+from worker.index.answers import IndexSettings
+from worker.index.auditing import Audit
+from worker.index.keys import Keys, encode
+from worker.index.space import Space
+from worker.index.store import Store
+from worker.storage import connect
+
+
+def main(argv: list[str]) -> int:
+    """Audit one namespace; exit status 1 when recall lies below `--at-least`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m worker audit",
+        description="Compare a sample of stored images with every other one of their namespace, "
+        "and tell which share of the duplicates there are the index finds.",
+    )
+    parser.add_argument("--namespace", default="default", help="which one [default]")
+    parser.add_argument("--sample", type=int, default=200, help="images to compare [200]")
+    parser.add_argument(
+        "--at-least", type=float, default=0.0, help="exit with 1 below this recall [0]"
+    )
+    config.add_flags(parser, config.Settings)
+    args = parser.parse_args(argv)
+    settings = config.from_flags(config.Settings, args)
+    if settings.threshold is None:
+        raise ConfigError("threshold: audit does not load the weights; give --threshold")
+    store = Store(connect(settings))
+    keys = Keys(args.namespace, "")
+    serving = store.command("HGET", keys.root, "serving")
+    if serving is None:
+        raise ConfigError(f"namespace {encode(args.namespace)} does not exist")
+    chosen = IndexSettings(
+        threshold=settings.threshold,
+        cluster_limit=settings.cluster_limit,
+        probes=settings.probes,
+        probe_margin=settings.probe_margin,
+    )
+    space = Space(store, Keys(args.namespace, serving.decode()))
+    result = Audit(store, space, chosen, args.sample).run()
+    print(
+        f"{args.namespace}: {result.sampled} images compared with all others; "
+        f"{result.duplicates} repeat an earlier one; the index finds {result.found}: "
+        f"recall {result.recall:.4f}"
+    )
+    return 0 if result.recall >= args.at_least else 1

@@ -1,0 +1,226 @@
+"""`python -m worker rebuild`: fill a namespace again with another model, then switch to it.
+
+Owns the second reading of the events. They pass the same pipeline as ever; only its index is the
+generation being built, and nobody is told the verdicts. The order: read everything, switch, read
+what came until the switch. Workers of the old model cannot write after it, so nothing is left out.
+Interrupted, it is started again: what is stored already is recognised. The pipeline's threads, the
+decoders and the embedder are used as a worker uses them.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from queue import Empty
+from typing import BinaryIO
+
+from kafka import KafkaConsumer
+from kafka.structs import TopicPartition
+
+from worker import config
+from worker.broker import connect as connect_kafka
+from worker.broker import record_of
+from worker.config import Settings
+from worker.decoding import DecoderPool
+from worker.embedder import Embedder
+from worker.errors import ConfigError, DedupError, EventError
+from worker.images import ImageLimits
+from worker.index.answers import IndexSettings
+from worker.index.index import Index
+from worker.index.space import remove_retired
+from worker.index.store import Store
+from worker.jobs import Job, Lease
+from worker.messages import MessageLimits, Op, Record, parse
+from worker.metrics import Metrics
+from worker.pipeline import Pipeline, PipelineSettings
+from worker.sources import Fetcher, SourcePolicy
+from worker.storage import connect
+
+NO_PARTITION = 0xFFFF_FFFF
+"""Partition of events read from a file: no event of Kafka counts as older than they."""
+IN_FLIGHT = 256
+"""Events in work at once."""
+POLL_MS = 500
+
+
+def main(argv: list[str]) -> int:
+    """Rebuild one namespace; exit status 1 when some events could not be decided."""
+    parser = argparse.ArgumentParser(
+        prog="python -m worker rebuild",
+        description="Fill a namespace again with another model while the old one answers, from the "
+        "event topic or from a file of events, then switch to it in one step.",
+    )
+    parser.add_argument("--namespace", default="default", help="which one [default]")
+    parser.add_argument(
+        "--to-model", required=True, help="weights to fill it with: default, imagenet or a file"
+    )
+    parser.add_argument(
+        "--events", help="JSON lines of events in their order, or - [the event topic, whole]"
+    )
+    config.add_flags(parser, Settings)
+    args = parser.parse_args(argv)
+    settings = config.from_flags(Settings, args)
+    embedder = Embedder.load(args.to_model, mode=settings.embed_mode, device=settings.device)
+    client = connect(settings)
+    index = Index(client, embedder.model_id, _index_settings(settings, embedder), building=True)
+    index.open(args.namespace)
+    with _pipeline(settings, embedder, index) as pipeline:
+        rebuild = Rebuild(pipeline, index, args.namespace, settings)
+        if args.events:
+            rebuild.from_lines(sys.stdin.buffer if args.events == "-" else _opened(args.events))
+        else:
+            rebuild.from_topic()
+    removed = remove_retired(Store(client), args.namespace)
+    print(
+        f"{args.namespace}: {rebuild.done} events stored with model {embedder.model_id}, "
+        f"{rebuild.failed} failed; switched; {removed} keys of the old generation removed"
+    )
+    return 1 if rebuild.failed else 0
+
+
+class Rebuild:
+    """Feeds the events of one namespace to a pipeline whose index is the generation built."""
+
+    def __init__(
+        self, pipeline: Pipeline, index: Index, namespace: str, settings: Settings
+    ) -> None:
+        self._pipeline, self._index = pipeline, index
+        self._namespace, self._settings = namespace, settings
+        self._limits = MessageLimits(settings.max_id_bytes, settings.max_attributes_bytes)
+        self._leases: dict[int, Lease] = {}
+        self.done = self.failed = 0
+
+    def from_lines(self, lines: Iterable[bytes]) -> None:
+        """Read a file of events, one JSON object a line, and switch."""
+        self.feed(
+            Record("", NO_PARTITION, number, 0, None, line)
+            for number, line in enumerate(lines)
+            if line.strip()
+        )
+        self._index.switch(self._namespace)
+
+    def from_topic(self) -> None:
+        """Read the topic from its start to its end, switch, and read to what is its end then."""
+        consumer = connect_kafka(
+            lambda: KafkaConsumer(
+                **self._settings.client_options(),
+                enable_auto_commit=False,
+                allow_auto_create_topics=False,
+                isolation_level="read_committed",
+                max_partition_fetch_bytes=self._settings.max_message_bytes,
+            )
+        )
+        topic = self._settings.topic
+        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+        if not partitions:
+            raise ConfigError(f"topic {topic!r} does not exist")
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+        self.feed(_until_end(consumer, partitions))
+        self._index.switch(self._namespace)
+        self.feed(_until_end(consumer, partitions))
+        consumer.close()
+
+    def feed(self, records: Iterable[Record]) -> None:
+        """Pass the namespace's adds and deletes through the pipeline, to the last outcome."""
+        waiting = 0
+        for record in records:
+            if self._is_wanted(record):
+                lease = self._leases.setdefault(record.partition, Lease(("", record.partition)))
+                self._pipeline.admit([Job(record, lease)])
+                waiting += 1
+            while waiting >= IN_FLIGHT:
+                waiting -= self._take()
+        while waiting:
+            waiting -= self._take()
+
+    def _is_wanted(self, record: Record) -> bool:
+        try:
+            event = parse(record, self._limits)
+        except EventError:
+            return False  # it has its dead letter since it was first read
+        return event.namespace == self._namespace and event.op is not Op.CHECK
+
+    def _take(self) -> int:
+        """Wait for finished jobs; answers how many."""
+        while True:
+            try:
+                jobs = self._pipeline.outcomes.get(timeout=POLL_MS / 1000)
+            except Empty:
+                if not self._pipeline.alive():
+                    raise DedupError(f"the pipeline died: {self._pipeline.failure}") from None
+                continue
+            failed = sum(isinstance(job.outcome, EventError) for job in jobs)
+            self.failed += failed
+            self.done += len(jobs) - failed
+            while self._index.maintain(self._namespace):
+                pass
+            return len(jobs)
+
+
+def _until_end(consumer: KafkaConsumer, partitions: list[TopicPartition]) -> Iterator[Record]:
+    """Records up to where the partitions end now."""
+    ends = consumer.end_offsets(partitions)
+    while any(consumer.position(each) < ends[each] for each in partitions):
+        for messages in consumer.poll(timeout_ms=POLL_MS).values():
+            yield from map(record_of, messages)
+
+
+def _opened(path: str) -> BinaryIO:
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise ConfigError(f"--events: {error}") from None
+
+
+def _index_settings(settings: Settings, embedder: Embedder) -> IndexSettings:
+    return IndexSettings(
+        threshold=settings.threshold or embedder.threshold,
+        matches=settings.matches,
+        cluster_limit=settings.cluster_limit,
+        probes=settings.probes,
+        probe_margin=settings.probe_margin,
+        cache_bytes=settings.cache_bytes,
+    )
+
+
+@contextmanager
+def _pipeline(settings: Settings, embedder: Embedder, index: Index) -> Iterator[Pipeline]:
+    policy = SourcePolicy(
+        schemes=settings.fetch_schemes,
+        hosts=settings.fetch_hosts,
+        roots=settings.fetch_roots,
+        networks=settings.fetch_networks,
+        max_bytes=settings.max_image_bytes,
+        timeout_seconds=settings.fetch_timeout_seconds,
+        attempts=settings.fetch_attempts,
+    )
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    fetcher = Fetcher(policy)
+    with DecoderPool(
+        settings.decode_processes,
+        embedder.input_size,
+        limits,
+        settings.decode_timeout_seconds,
+        settings.decode_memory_bytes,
+    ) as decoders:
+        pipeline = Pipeline(
+            index=index,
+            embedder=embedder,
+            decoders=decoders,
+            fetcher=fetcher,
+            metrics=Metrics(),
+            settings=replace(
+                PipelineSettings(settings.threshold or embedder.threshold),
+                batch_images=settings.batch_images,
+                max_image_bytes=settings.max_image_bytes,
+            ),
+        )
+        pipeline.start()
+        try:
+            yield pipeline
+        finally:
+            pipeline.close(POLL_MS / 1000)
+            fetcher.close()
