@@ -89,6 +89,20 @@ def test_a_folder_arrives_inline(kafka_server: KafkaServer, topics: Topics, fold
     assert ("content-type", b"image/png") in arrived["sub/b.png"].headers
 
 
+def test_a_terminal_gets_a_progress_bar(
+    kafka_server: KafkaServer, topics: Topics, folder: Path
+) -> None:
+    terminal, end = os.openpty()
+    command = producer_command(kafka_server, topics.images, [str(folder)])
+    with subprocess.Popen(command, stderr=end, stdout=subprocess.DEVNULL) as process:
+        process.wait(120)
+    os.close(end)
+    shown = os.read(terminal, 65_536)
+    os.close(terminal)
+    assert b"publishing" in shown
+    assert b"4/4" in shown
+
+
 def test_publishing_twice_gives_the_same_ids(
     kafka_server: KafkaServer, topics: Topics, folder: Path
 ) -> None:
