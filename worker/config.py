@@ -175,7 +175,13 @@ class Settings(KafkaSettings, RedisSettings):
         description="processes that decode images (default: one a core)",
     )
     decode_timeout_seconds: float = Field(
-        10.0, gt=0, le=600, description="a decode that takes longer is killed: a dead letter"
+        10.0,
+        gt=0,
+        le=600,
+        description="processor time after which a decode is killed: a dead letter",
+    )
+    decode_queue: int = Field(
+        64, ge=1, le=10_000, description="images that may wait for a decoding process"
     )
     decode_memory_bytes: int = Field(
         GIB, ge=64 * MIB, description="memory one decoding process may take"
@@ -186,17 +192,25 @@ class Settings(KafkaSettings, RedisSettings):
         (), description="schemes of uris that may be fetched: https,http,file; none by default"
     )
     fetch_hosts: CommaList = Field(
-        (), description="hosts that may be fetched from, e.g. cdn.example.com,*.example.org"
+        (),
+        description="hosts that may be fetched from, e.g. cdn.example.com,*.example.org;"
+        " on the scheme's own port unless :PORT or :* follows",
     )
     fetch_roots: CommaList = Field((), description="folders that file:// uris may point into")
     fetch_networks: CommaList = Field(
         (), description="non-public networks that may be fetched from, e.g. 10.1.0.0/16"
     )
     fetch_timeout_seconds: float = Field(
-        10.0, gt=0, le=600, description="longest a fetch may take, retries not counted"
+        10.0, gt=0, le=600, description="longest one try of a fetch may take"
     )
     fetch_attempts: int = Field(
         3, ge=1, le=20, description="tries before a source is given up (429, 5xx, time-outs)"
+    )
+    fetch_retry_seconds: float = Field(
+        30.0, ge=0, le=3600, description="longest all pauses between the tries of a fetch may be"
+    )
+    fetch_ca_file: Path | None = Field(
+        None, description="PEM file of https sources' authority (default: the public ones)"
     )
     fetch_concurrency: int = Field(16, ge=1, le=1024, description="fetches at once")
 

@@ -28,6 +28,7 @@ from types import TracebackType
 from worker.decoder_process import DecoderProcess, Job, Pixels, ProcessLost
 from worker.errors import EventError, InfrastructureError, Reason
 from worker.images import ImageLimits, check_bytes
+from worker.threads import show_name
 
 _AHEAD = 4  # images a child holds, the one it works on included
 _STUCK = 10  # times the deadline on the wall without using it up: the child hangs
@@ -117,6 +118,7 @@ class DecoderPool:
         return [child.pid for child in self._children if child is not None]
 
     def _run(self) -> None:
+        show_name()
         try:
             while not self._finished():
                 self._start_missing()

@@ -23,6 +23,7 @@ from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.publishing import Outgoing, Publisher, TransactionalPublisher
 from worker.retrying import PAUSE_SECONDS
+from worker.threads import show_name
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,7 @@ class Loop:
     # ── the publishing thread ───────────────────────────────────────────────────────────────
 
     def _publish_stage(self) -> None:
+        show_name()
         try:
             publish, close = self._make_publisher()
             while not self._closing.is_set():

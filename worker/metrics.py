@@ -93,6 +93,9 @@ class Metrics:
         self.redis_errors = self._counter("redis_errors", "Failed calls of the index", "kind")
         self.kafka_errors = self._counter("kafka_errors", "Failed calls of Kafka", "kind")
         self.fetch = self._counter("fetch", "Fetches of uris", "scheme", "outcome")
+        self.fetch_errors = self._counter(
+            "fetch_errors", "Fetches this machine failed at; they are tried again", "kind"
+        )
         self.build_info = Info(
             "dedup_build",
             "What runs here: version, model, threshold, device, embedding mode",

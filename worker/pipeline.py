@@ -32,6 +32,7 @@ from worker.metrics import Metrics
 from worker.reading import Reader
 from worker.resolving import Resolver
 from worker.retrying import Closed, Persistence
+from worker.threads import show_name
 from worker.vectors import quantize
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ class Pipeline:
         """`on_step` is told each step of the protocol once it is done; fault tests crash there."""
         self.outcomes: Queue[list[Job]] = Queue()
         self.failure: BaseException | None = None  # what a stage died of
-        self.persist = Persistence(metrics)
+        self.persist = Persistence("index", metrics.redis_errors, metrics.redis_seconds)
+        self._persist_fetch = Persistence("fetching", metrics.fetch_errors)
         self._embedder = embedder
         self._decoders = decoders
         self._fetcher = fetcher
@@ -130,6 +132,7 @@ class Pipeline:
         """Stop the stages within `timeout` seconds; jobs still inside are dropped, uncommitted."""
         self._stopping.set()
         self.persist.close()
+        self._persist_fetch.close()
         self._sourced.close()
         self._decoded.close()
         self._embedded.put([])
@@ -143,6 +146,7 @@ class Pipeline:
         return self.failure is None and all(thread.is_alive() for thread in self._threads)
 
     def _guard(self, stage: Callable[[], None]) -> None:
+        show_name()
         try:
             stage()
         except Closed:
@@ -175,7 +179,7 @@ class Pipeline:
         label = scheme if scheme in ("http", "https", "file") else "other"
         try:
             with self._metrics.stage("read"):
-                data = self._fetcher.fetch(uri)
+                data = self._persist_fetch("fetch", self._fetcher.fetch, uri)
         except EventError as error:
             labels(label, str(error.reason)).inc()
             raise

@@ -60,9 +60,7 @@ class Publisher:
             if self._producer is None:
                 self._producer = self._connect()
             futures = [send(self._producer, message) for message in messages]
-            self._producer.flush(self._timeout)
-            for future in futures:
-                future.get(timeout=self._timeout)
+            acknowledged(self._producer, futures, self._timeout)
         except KafkaError as error:
             # Whatever is still buffered would be sent late and out of order: start afresh.
             self.close(0)
@@ -135,10 +133,10 @@ class TransactionalPublisher:
             self._watched(
                 lambda: producer.send_offsets_to_transaction(structs(offsets), membership)
             )
+            # The commit would wait for them, too, but not say what was wrong with one.
+            acknowledged(producer, futures, self._timeout)
             self._on_step("transacted")
             self._watched(producer.commit_transaction)
-            for future in futures:
-                future.get(timeout=self._timeout)
         except (KafkaError, InfrastructureError) as error:
             # An aborted producer keeps stale pending offsets and would send them with its next
             # transaction. A new one with the same id aborts or completes what this one left.
@@ -213,3 +211,10 @@ def send(producer: KafkaProducer, message: Outgoing) -> Any:
     # kafka-python refuses a record with neither key nor value; an empty key is the nearest to it.
     key = b"" if message.key is None and message.value is None else message.key
     return producer.send(message.topic, message.value, key=key, headers=list(message.headers))
+
+
+def acknowledged(producer: KafkaProducer, futures: list[Any], timeout_seconds: float) -> None:
+    """Wait for every acknowledgement; raises KafkaError, the first message's that failed."""
+    producer.flush(timeout_seconds)
+    for future in futures:
+        future.get(timeout=timeout_seconds)

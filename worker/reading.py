@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
+from worker.threads import show_name
+
 Fetch = Callable[[str], bytes]
 
 
@@ -22,7 +24,7 @@ class Reader:
     def __init__(self, fetch: Fetch, concurrency: int, budget: int, largest: int) -> None:
         """`budget` bytes may be held together; one fetch alone is always let through."""
         self._fetch = fetch
-        self._threads = ThreadPoolExecutor(concurrency, "fetch")
+        self._threads = ThreadPoolExecutor(concurrency, "fetch", initializer=show_name)
         self._budget = budget
         self._largest = largest
         self._lock = Lock()

@@ -7,8 +7,9 @@ from threading import Event
 from time import perf_counter
 from typing import ParamSpec, TypeVar
 
+from prometheus_client import Counter, Histogram
+
 from worker.errors import DedupError, InfrastructureError
-from worker.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +23,17 @@ class Closed(DedupError):
 
 
 class Persistence:
-    """Retries calls of the index with growing, jittered pauses until they succeed or it is closed.
+    """Retries calls with growing, jittered pauses until they succeed or it is closed.
 
     `trouble` tells readiness what is wrong just now; None when all is well.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, what: str, errors: Counter, seconds: Histogram | None = None) -> None:
+        """`what` is called, for the log; `errors` counts by kind, `seconds` times tries by op."""
         self.trouble: str | None = None
-        self._metrics = metrics
+        self._what = what
+        self._errors = errors
+        self._seconds = seconds
         self._closed = Event()
 
     def close(self) -> None:
@@ -51,14 +55,17 @@ class Persistence:
                     raise Closed(op) from error
                 pause = min(longest, pause * 2)
                 continue
-            self._metrics.redis_seconds.labels(op).observe(perf_counter() - started)
+            if self._seconds is not None:
+                self._seconds.labels(op).observe(perf_counter() - started)
             if self.trouble is not None:
-                log.info("index available again", extra={"op": op})
+                log.info("%s available again", self._what, extra={"op": op})
                 self.trouble = None
             return result
 
     def _complain(self, op: str, error: InfrastructureError) -> None:
-        self._metrics.redis_errors.labels(type(error.__cause__ or error).__name__).inc()
+        self._errors.labels(type(error.__cause__ or error).__name__).inc()
         if self.trouble is None:
-            log.warning("index unavailable, retrying", extra={"op": op, "error": str(error)})
+            log.warning(
+                "%s unavailable, retrying", self._what, extra={"op": op, "error": str(error)}
+            )
         self.trouble = str(error)

@@ -23,6 +23,7 @@ from worker.metrics import Metrics
 from worker.pipeline import Pipeline, PipelineSettings
 from worker.sources import Fetcher, SourcePolicy
 from worker.storage import connect
+from worker.threads import show_name
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Service:
             ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
             settings.decode_timeout_seconds,
             settings.decode_memory_bytes,
+            queue=settings.decode_queue,
         )
 
     def _fetcher(self) -> Fetcher:
@@ -109,6 +111,8 @@ class Service:
                 max_bytes=settings.max_image_bytes,
                 timeout_seconds=settings.fetch_timeout_seconds,
                 attempts=settings.fetch_attempts,
+                retry_seconds=settings.fetch_retry_seconds,
+                ca_file=str(settings.fetch_ca_file) if settings.fetch_ca_file else None,
             )
         )
 
@@ -179,6 +183,7 @@ class Service:
 
     def _watch(self) -> None:
         """Keep readiness, lag and the cluster figures current."""
+        show_name()
         while not self._stopping.is_set():
             self._redis_up = self._answers("redis", self._look_at_redis)
             self._kafka_up = self._answers("kafka", self._look_at_kafka)
@@ -214,6 +219,7 @@ class Service:
     def _maintain(self) -> None:
         """Split, merge and compact clusters, a bounded piece at a time, beside the stream."""
         assert self._index is not None
+        show_name()
         while not self._stopping.is_set():
             started = monotonic()
             try:

@@ -15,7 +15,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trouble_is_retried_counted_and_over_once_it_is() -> None:
     metrics = Metrics()
-    persist = Persistence(metrics)
+    persist = Persistence("index", metrics.redis_errors, metrics.redis_seconds)
     seen: list[str | None] = []
 
     def flaky(value: int) -> int:
@@ -40,12 +40,12 @@ def test_other_errors_pass_at_once() -> None:
         raise EventError(Reason.UNDECODABLE, "x")
 
     with pytest.raises(EventError):
-        Persistence(Metrics())("place", fails)
+        Persistence("index", Metrics().redis_errors)("place", fails)
     assert calls == 1
 
 
 def test_closing_ends_the_retries() -> None:
-    persist = Persistence(Metrics())
+    persist = Persistence("index", Metrics().redis_errors)
 
     def fails() -> None:
         persist.close()

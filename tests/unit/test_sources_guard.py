@@ -6,13 +6,13 @@ machine's; everything from the socket on is real.
 
 import socket
 import ssl
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.unit.trick_server import (
     BODY,
@@ -198,20 +198,13 @@ def test_proxies_and_credentials_of_the_environment_are_ignored(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Certificate and key for images.test, signed by itself."""
+    """The certificate of an authority, and the chain and key it made for images.test."""
     folder = tmp_path_factory.mktemp("tls")
-    paths = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-days", "2", "-subj", "/CN=images.test"),
-            *("-addext", "subjectAltName=DNS:images.test"),
-            *("-out", str(paths[0]), "-keyout", str(paths[1])),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return paths
+    authority, server = folder / "authority.pem", folder / "server.pem"
+    made = trustme.CA()
+    made.cert_pem.write_to_path(str(authority))
+    made.issue_cert("images.test").private_key_and_cert_chain_pem.write_to_path(str(server))
+    return authority, server
 
 
 def test_tls_checks_the_name_of_the_uri_at_the_judged_address(
@@ -219,7 +212,7 @@ def test_tls_checks_the_name_of_the_uri_at_the_judged_address(
 ) -> None:
     names: list[str | None] = []
     server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.tls.load_cert_chain(*certificate)
+    server.tls.load_cert_chain(certificate[1])
     server.tls.sni_callback = lambda _, name, __: names.append(name)
     asked = resolve(monkeypatch, ["127.0.0.1"])
     uri = f"https://images.test:{server.port}/a.jpg"
