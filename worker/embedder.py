@@ -14,10 +14,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from worker import weightfile
 from worker.errors import ConfigError
 from worker.images import PREPROCESSING, ImageLimits, decode
-from worker.network import DIMENSIONS, PARAMETER_COUNT, TruncatedResNet18, cut
+from worker.network import DIMENSIONS, PARAMETER_COUNT, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
-DEFAULT_SHA256 = "97b052232acaf8c34476796d339392fc9f10d437f29b3b08705e26a5cbe290dc"
+DEFAULT_SHA256 = "1c43f79b6fd8a448e0505d624c339840c02245089efcc4651cc28be06104b5f5"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 CHUNK = 32  # images at once; also the one shape that is compiled, a short batch is filled up
@@ -120,12 +120,14 @@ def from_full_network(full: dict[str, Tensor]) -> weightfile.Weights:
     tensors = cut(full)
     tensors["centring.running_mean"] = torch.zeros(DIMENSIONS)
     tensors["centring.running_var"] = torch.ones(DIMENSIONS)
-    about = weightfile.Description(PREPROCESSING, IMAGENET_SIZE, threshold=1.0)
+    about = weightfile.Description(
+        PREPROCESSING, IMAGENET_SIZE, threshold=1.0, normalisation=PER_DATASET
+    )
     return weightfile.Weights(tensors, about)
 
 
 def _network(weights: weightfile.Weights) -> TruncatedResNet18:
-    network = TruncatedResNet18().eval()
+    network = TruncatedResNet18(weights.description.normalisation).eval()
     wanted = {name: v.shape for name, v in network.state_dict().items() if v.is_floating_point()}
     found = {name: v.shape for name, v in weights.tensors.items() if v.is_floating_point()}
     if wanted != found:

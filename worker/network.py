@@ -1,9 +1,11 @@
 """ResNet-18 cut after layer2, pooled to 128 unit-length numbers. Knows no files, no images.
 
-683,072 parameters. Pooling is the generalised mean (GeM, Radenovic et al., 2018); its output is
-centred and scaled per dimension by stored statistics, because features after a ReLU all point the
-same way and their cosines crowd together near 1. The network ends in its own normalisation, so
-similarity is a dot product everywhere (as in SSCD).
+683,072 parameters. Pixels are centred and scaled by their own picture's mean and deviation, which
+takes brightness and contrast out before anything has to be learned. Pooling is the generalised mean
+(GeM, Radenovic et al., 2018). Its direction is centred and scaled per dimension by stored
+statistics, because features after a ReLU all point the same way and their cosines crowd together
+near 1; the direction, not the raw features, since those grow with the light. The network ends in
+its own normalisation, so similarity is a dot product everywhere (as in SSCD).
 """
 
 from collections.abc import Mapping
@@ -15,14 +17,20 @@ from torchvision.models import resnet18
 DIMENSIONS = 128
 PARAMETER_COUNT = 683_072
 POOLING_EXPONENT = 3.0
+PER_IMAGE = "per image"  # pixels centred and scaled by their own picture's light
+PER_DATASET = "imagenet"  # by ImageNet's statistics, as torchvision's weights want them
+NEARLY_FLAT = 8.0  # levels; keeps a plain picture's noise from being blown up
 TRUNK = ("conv1", "bn1", "layer1", "layer2")
 
 
 class TruncatedResNet18(nn.Module):
     """uint8 pixels (n, S, S, 3) to float32 unit rows (n, 128)."""
 
-    def __init__(self) -> None:
+    def __init__(self, normalisation: str = PER_IMAGE) -> None:
         super().__init__()
+        if normalisation not in (PER_IMAGE, PER_DATASET):
+            raise ValueError(f"unknown normalisation {normalisation!r}")
+        self.per_image = normalisation == PER_IMAGE
         full = resnet18(weights=None)
         self.conv1, self.bn1 = full.conv1, full.bn1
         self.layer1, self.layer2 = full.layer1, full.layer2
@@ -33,20 +41,38 @@ class TruncatedResNet18(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed; rows have unit length."""
-        return nn.functional.normalize(self.centring(self.pooled(pixels)))
+        direction = nn.functional.normalize(self.pooled(pixels))
+        return nn.functional.normalize(self.centring(direction * DIMENSIONS**0.5))
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """Features after pooling, before centring: float32 (n, 128), not negative."""
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        values = ((pixels - mean) / std).to(self.conv1.weight.dtype)
+        values = self._normalised(pixels).to(self.conv1.weight.dtype)
         values = torch.relu(self.bn1(self.conv1(values.permute(0, 3, 1, 2))))
         values = self.layer2(self.layer1(self.maxpool(values)))
         return _generalised_mean(values.float())
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        if not self.per_image:
+            return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
+        values = pixels.float()
+        std, mean = torch.std_mean(values, (1, 2, 3), correction=0, keepdim=True)
+        return (values - mean) / (std + NEARLY_FLAT)
 
 
 def cut(full: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keep of a full torchvision ResNet-18 state dict what the truncated network holds."""
     return {name: value for name, value in full.items() if name.split(".")[0] in TRUNK}
+
+
+def symmetric(kernels: Tensor) -> Tensor:
+    """Average convolution kernels (..., k, k) over the 8 symmetries of the square.
+
+    With every kernel symmetric the network cannot tell a mirrored or quarter-turned picture from
+    the picture: a copy detector need not learn what its construction guarantees. Exact for input
+    sizes of 8n + 1, whose strided grids have a centre.
+    """
+    turned = [kernels.rot90(turns, (-2, -1)) for turns in range(4)]
+    return torch.stack([*turned, *(kernel.flip(-1) for kernel in turned)]).mean(0)
 
 
 def _generalised_mean(features: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worker.errors import ConfigError
-from worker.network import POOLING_EXPONENT
+from worker.network import PER_IMAGE, POOLING_EXPONENT
 
-POOLING = f"gem-{POOLING_EXPONENT:g}, centred per dimension"
+POOLING = f"gem-{POOLING_EXPONENT:g}, unit length, centred per dimension"
 FORMAT = 1
 
 
@@ -31,6 +31,7 @@ class Description:
     input_size: int  # pixels a side
     threshold: float  # similarity from which two pictures are called copies
     pooling: str = POOLING
+    normalisation: str = PER_IMAGE
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
 
@@ -45,9 +46,8 @@ class Weights:
     def model_id(self) -> str:
         """Hash of all that decides a vector: 16 hex digits."""
         about = self.description
-        digest = hashlib.sha256(
-            f"{about.preprocessing}|{about.pooling}|{about.input_size}".encode()
-        )
+        parts = (about.preprocessing, about.normalisation, about.pooling, str(about.input_size))
+        digest = hashlib.sha256("|".join(parts).encode())
         for name in sorted(self.tensors):
             digest.update(name.encode())
             digest.update(self.tensors[name].float().contiguous().numpy().tobytes())

@@ -67,6 +67,14 @@ def test_a_copy_is_closer_than_every_stranger(embedder: Embedder) -> None:
     assert np.mean(nearest == np.arange(len(photos))) > 0.95
 
 
+def test_light_and_contrast_hardly_move_a_vector(untrained: Path) -> None:
+    embedder = Embedder.load(untrained, mode="fp32", device="cpu")
+    pixels = np.random.default_rng(0).integers(60, 200, (4, 64, 64, 3)).astype(np.uint8)
+    darker = np.rint(pixels * 0.6 + 20).astype(np.uint8)
+    agreement = (embedder.embed_pixels(pixels) * embedder.embed_pixels(darker)).sum(1)
+    assert agreement.min() > 0.97
+
+
 def test_no_images_give_no_rows(embedder: Embedder) -> None:
     assert embedder.embed([]).shape == (0, 128)
 
@@ -163,8 +171,9 @@ def test_the_model_id_follows_weights_size_and_preprocessing() -> None:
         Weights(state, Description("p", 96, 0.5)),
         Weights(state, Description("q", 64, 0.5)),
         Weights(state, Description("p", 64, 0.5, pooling="mean")),
+        Weights(state, Description("p", 64, 0.5, normalisation="imagenet")),
     ]
-    assert len({each.model_id() for each in (plain, *others)}) == 5
+    assert len({each.model_id() for each in (plain, *others)}) == 6
 
 
 def test_weights_survive_the_file(untrained: Path) -> None:

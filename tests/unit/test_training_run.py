@@ -18,7 +18,7 @@ from worker.training import calibrate, evaluate, train
 from worker.training.calibrate import Nearest, nearest_strangers, propose
 from worker.training.contestants import contestant
 from worker.training.evaluate import arrange
-from worker.training.lanes import Lanes
+from worker.training.lanes import Lanes, deal
 from worker.training.objective import Memory, contrastive_loss
 from worker.training.photos import Photo, read_photos, split, without_pictures_of
 from worker.training.run import Recipe, Run
@@ -98,6 +98,15 @@ def test_lanes_give_the_gradients_of_one_network() -> None:
             )
             > 0.98
         )
+
+
+def test_a_photos_views_are_dealt_to_different_lanes() -> None:
+    places = deal(photos=10, views=2, lanes=3)
+    assert sorted(torch.cat(places).tolist()) == list(range(20))
+    for place in places:
+        photos = (place % 10).tolist()
+        assert len(set(photos)) == len(photos)
+    assert torch.cat(deal(10, 1, 4)).tolist() == list(range(10))
 
 
 def test_memory_forgets_the_oldest() -> None:

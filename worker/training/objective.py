@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 TEMPERATURE = 0.05
-ENTROPY_WEIGHT = 1.0
+ENTROPY_WEIGHT = 2.0
 
 
 class Memory(nn.Module):

@@ -43,7 +43,7 @@ def read_photos(sources: Iterable[str | Path]) -> list[Photo]:
                 image = open_rgb(data, LIMITS, target=WORKING_SIDE)
             except EventError:
                 continue
-            photos.append(Photo(name, _reduced(image), hashlib.sha256(data).digest()))
+            photos.append(Photo(name, reduced(image, WORKING_SIDE), hashlib.sha256(data).digest()))
     if not photos:
         raise ConfigError(f"no pictures in {', '.join(map(str, sources))}")
     return photos
@@ -95,10 +95,11 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
         raise ConfigError(f"{source} is neither a folder nor a tar file")
 
 
-def _reduced(image: Image.Image) -> Image.Image:
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """Shrink until the short side is `side` pixels; smaller images stay as they are."""
     short = min(image.size)
-    if short <= WORKING_SIDE:
+    if short <= side:
         return image
-    factor = WORKING_SIDE / short
+    factor = side / short
     size = (round(image.width * factor), round(image.height * factor))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)

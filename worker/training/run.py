@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from worker.images import PREPROCESSING
-from worker.network import DIMENSIONS, TruncatedResNet18
-from worker.training.lanes import Lanes
+from worker.network import DIMENSIONS, TruncatedResNet18, symmetric
+from worker.training.lanes import Lanes, deal
 from worker.training.objective import Memory, contrastive_loss, rotation_loss
 from worker.weightfile import Description, Weights
 
@@ -29,8 +29,8 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     batch: int = _option(128, "photos a step, each seen twice")
-    size: int = _option(112, "pixels a side, of the last phase and of the shipped network")
-    early_size: int = _option(80, "pixels a side at first: cheaper steps for coarse features")
+    size: int = _option(97, "pixels a side, of the last phase and of the shipped network")
+    early_size: int = _option(65, "pixels a side at first: cheaper steps for coarse features")
     early_share: float = _option(0.55, "share of the run with the early size")
     rate: float = _option(3e-3, "highest learning rate of AdamW")
     warmup: float = _option(0.03, "share of the run in which the rate rises; then it falls to 0")
@@ -55,6 +55,7 @@ class Run:
         weights = [*self.network.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(weights, recipe.rate, weight_decay=recipe.decay)
         self.step, self.seconds = 0, 0.0
+        self._symmetrise()
 
     def progress(self) -> float:
         """Share of the run that is done, by steps or by the clock."""
@@ -73,27 +74,40 @@ class Run:
         The loss looks at the whole batch; the network before it works lane by lane.
         """
         self._set_rate()
-        labels = labels.to(self.device)
-        parts = [
-            part.flatten(0, 1) for part in pixels.to(self.device).chunk(len(self.lanes.replicas))
-        ]
-        outputs = self.lanes.forward(parts, pooled=self.recipe.objective == "rotation")
-        rows = torch.cat([output.detach() for output in outputs]).requires_grad_()
+        labels, views = labels.to(self.device), pixels.to(self.device).transpose(0, 1).flatten(0, 1)
+        places = deal(pixels.shape[0], pixels.shape[1], len(self.lanes.replicas))
+        rotation = self.recipe.objective == "rotation"
+        outputs = self.lanes.forward([views[place] for place in places], pooled=rotation)
+        rows = torch.empty(len(views), DIMENSIONS, device=self.device)
+        rows[torch.cat(places)] = torch.cat([output.detach() for output in outputs])
         self.optimizer.zero_grad()
-        loss = self._loss(rows, labels)
-        (gradient,) = torch.autograd.grad(loss, rows, retain_graph=True)
-        if self.recipe.objective == "rotation":
-            loss.backward(inputs=list(self.head.parameters()))  # type: ignore[no-untyped-call]
-        self.lanes.backward(outputs, torch.split(gradient, [len(part) for part in parts]))
+        loss = self._loss(rows.requires_grad_(), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert rows.grad is not None
+        self.lanes.backward(outputs, [rows.grad[place] for place in places])
+        if not rotation:
+            for kernel in self._kernels():
+                assert kernel.grad is not None
+                kernel.grad = symmetric(kernel.grad)
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
         self.step += 1
         return float(loss.detach())
 
+    def _kernels(self) -> list[nn.Parameter]:
+        return [weight for weight in self.network.parameters() if weight.dim() == 4]
+
+    @torch.no_grad()
+    def _symmetrise(self) -> None:
+        """Tie the kernels; symmetric gradients keep them tied, as AdamW works number by number."""
+        if self.recipe.objective != "rotation":  # which needs to tell orientations apart
+            for kernel in self._kernels():
+                kernel.copy_(symmetric(kernel))
+
     def _loss(self, rows: Tensor, labels: Tensor) -> Tensor:
         if self.recipe.objective == "rotation":
             return rotation_loss(rows, self.head, labels)
-        references, copies = rows[0::2], rows[1::2]
+        references, copies = rows.chunk(2)
         loss = contrastive_loss(references, copies, labels, self.memory)
         if self.progress() > self.recipe.memory_from:
             self.memory.add(references, labels)
@@ -109,6 +123,7 @@ class Run:
         """Begin with a trained network instead of random numbers."""
         self.network.load_state_dict(weights.tensors, strict=False)
         self.lanes.adopt_statistics()
+        self._symmetrise()
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on, replacing the old file only when complete."""

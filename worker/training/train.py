@@ -75,7 +75,7 @@ def follow(run: Run, views: Views, out: Path, processes: int, save_every: int) -
 def steps(run: Run, views: Views, processes: int) -> Iterator[tuple[float, float]]:
     """Yield (loss, views per second) after every step, until the schedule ends."""
     while run.progress() < 1:
-        views.size = run.size()
+        views.resize(run.size())
         stream = batches(views, run.recipe.batch, run.step, processes)
         while run.progress() < 1 and run.size() == views.size:
             started = time.monotonic()

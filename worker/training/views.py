@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from worker.images import to_pixels
 from worker.training import augment
-from worker.training.photos import Photo
+from worker.training.photos import Photo, reduced
+
+SPARE = 1.4  # a photo's short side over the view's: crops enlarge, but edits cost by the pixel
 
 
 class Views(Dataset[tuple[NDArray[np.uint8], int]]):
@@ -26,8 +28,13 @@ class Views(Dataset[tuple[NDArray[np.uint8], int]]):
     """
 
     def __init__(self, photos: list[Photo], size: int, seed: int, objective: str) -> None:
-        self.images = [photo.image for photo in photos]
-        self.size, self.seed, self.objective = size, seed, objective
+        self.photos, self.seed, self.objective = photos, seed, objective
+        self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Make views of another size from now on, out of photos just large enough for it."""
+        self.size = size
+        self.images = [reduced(photo.image, round(SPARE * size)) for photo in self.photos]
 
     def __len__(self) -> int:
         return 2**62
