@@ -22,6 +22,7 @@ from worker.errors import EventError
 from worker.images import ImageLimits, open_rgb
 
 THUMBNAIL_PIXELS = 220
+MISTAKES_PRINTED = 10
 MOST_SHOWN = 300  # of each section, or the page of a large folder could not be opened
 PAGE = Path(__file__).parent / "demo_report.html"
 
@@ -112,8 +113,11 @@ def print_table(report: Report, console: Console) -> None:
         for name, right, count in by_kind(report):
             kinds.add_row(name, str(right), str(count))
         console.print(kinds)
-    for image_id, mistake in sorted(report.mistakes.items()):
+    mistakes = sorted(report.mistakes.items())
+    for image_id, mistake in mistakes[:MISTAKES_PRINTED]:
         console.print(f"{image_id}: {mistake}", markup=False, style="yellow", highlight=False)
+    if len(mistakes) > MISTAKES_PRINTED:
+        console.print(f"and {len(mistakes) - MISTAKES_PRINTED} more, all in the report")
     if report.said:
         console.print(report.said, markup=False, highlight=False, style="yellow")
 
