@@ -1,0 +1,97 @@
+"""Time from publishing an event to reading its verdict, at a given load.
+
+Owns pacing: events leave at even distances, whether or not verdicts keep up, so that a slow answer
+delays no later question (no coordinated omission). Both ends are clocked in this process.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+import numpy as np
+from kafka import KafkaProducer
+
+from tests.bench.rig import PARTITIONS, Rig, inline_events
+from tests.stream.harness import Event
+
+LATE_SECONDS = 60.0  # wait for the last verdicts
+STAGES = ("recognise", "decode", "embed", "resolve", "publish")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Event to verdict at one load."""
+
+    events_per_second: float
+    p50_seconds: float
+    p99_seconds: float
+    service_seconds: float  # mean time in all stages together, waiting between them left out
+
+
+def measure(rig: Rig, run: str, files: Sequence[bytes], rate: float, seconds: float) -> Latency:
+    """Publish `rate` events a second for `seconds`, each new in the namespace `run`."""
+    count = max(2, round(rate * seconds))
+    events = inline_events(run, list(islice(cycle(files), count)))
+    # Later rounds of the same picture would be exact copies: cheaper than what is to be measured.
+    for number, event in enumerate(events):
+        event.headers[1] = ("namespace", f"{run}-{number // len(files)}".encode())
+    before = _stage_times(rig)
+    sent: dict[str, float] = {}
+    publisher = threading.Thread(target=_publish, args=(rig, events, 1 / rate, sent))
+    publisher.start()
+    got = _collect(rig, count, seconds + LATE_SECONDS)
+    publisher.join()
+    waits = np.array([got[key] - at for key, at in sent.items()])
+    return Latency(
+        events_per_second=rate,
+        p50_seconds=float(np.quantile(waits, 0.5)),
+        p99_seconds=float(np.quantile(waits, 0.99)),
+        service_seconds=sum(
+            (total - before[stage][0]) / max(1.0, times - before[stage][1])
+            for stage, (total, times) in _stage_times(rig).items()
+        ),
+    )
+
+
+def _publish(rig: Rig, events: Sequence[Event], distance: float, sent: dict[str, float]) -> None:
+    producer = KafkaProducer(bootstrap_servers=rig.kafka.bootstrap, acks="all")
+    producer.partitions_for(rig.topics.images)  # or the first event would wait for the metadata
+    begun = time.monotonic()
+    for number, event in enumerate(events):
+        time.sleep(max(0.0, begun + number * distance - time.monotonic()))
+        sent[event.key] = begun + number * distance
+        producer.send(
+            rig.topics.images,
+            event.value,
+            key=event.key.encode(),
+            headers=event.headers,
+            partition=number % PARTITIONS,
+        )
+    producer.close()
+
+
+def _collect(rig: Rig, count: int, patience: float) -> dict[str, float]:
+    """When each image's verdict was read. Raises TimeoutError when some do not come."""
+    got: dict[str, float] = {}
+    deadline = time.monotonic() + patience
+    while len(got) < count:
+        keys = rig.outcomes.read(0.05)
+        now = time.monotonic()
+        got |= dict.fromkeys(keys, now)
+        if now > deadline:
+            raise TimeoutError(f"{count - len(got)} of {count} verdicts did not come")
+    return got
+
+
+def _stage_times(rig: Rig) -> dict[str, tuple[float, float]]:
+    """Seconds and number of times in each stage, over all workers."""
+    name = "dedup_stage_seconds"
+    return {
+        stage: (
+            sum(worker.metric(f"{name}_sum", stage=stage) for worker in rig.workers),
+            sum(worker.metric(f"{name}_count", stage=stage) for worker in rig.workers),
+        )
+        for stage in STAGES
+    }

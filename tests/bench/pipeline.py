@@ -1,0 +1,129 @@
+"""The whole trip against the clock, beside what it could be at best and what is usual.
+
+    make bench ARGS="--images 1500 --photos DIR_OR_TAR --json FILE --plot FILE.svg"
+
+Fills a topic with JPEGs of about 100 kB (inline, then as file:// events), lets a worker drain it,
+sends the same bytes again as exact copies, measures latency under load, and adds workers. In the
+same run, on the same cores: decoding and embedding alone ("ideal"), the straightforward fp32 loop,
+PDQ and pHash. Caveats: tests/bench/README.md.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bench import latency
+from tests.bench.pictures import pictures
+from tests.bench.report import Results, plot, print_results, summary
+from tests.bench.rig import PARTITIONS, Drained, Rig, file_events, inline_events
+from tests.bench.rivals import Pace, race
+
+WARM_UP = 64
+RIVALS = ("ideal", "fp32", "pdq", "phash")
+SLOW_IMAGES = 200  # of the rivals that are an order slower, fewer do
+STEADY = 0.7  # of the measured maximum: the load at which latency is stated
+LOADS = (0.1, 0.3, 0.5, STEADY, 0.85, 0.95)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print, and write what is asked for."""
+    options = _parser().parse_args(argv)
+    files = pictures(options.photos, options.images)
+    size = sum(map(len, files)) / len(files)
+    print(f"{len(files)} JPEGs of {size / 1000:.0f} kB, {os.cpu_count()} cores", flush=True)
+    results = Results()
+    with tempfile.TemporaryDirectory(prefix="dedup-bench-") as directory:
+        bench = Bench(Path(directory), files, options.embed_mode, results)
+        bench.rivals()
+        bench.one_worker(options.decode_processes, options.seconds)
+        bench.rivals("ideal")  # again: whatever disturbs the machine does not keep still
+        for count in options.workers:
+            bench.scaling(count)
+    print_results(results)
+    if options.plot:
+        plot(results.latencies, options.plot)
+    if options.json:
+        options.json.write_text(json.dumps(summary(results), indent=1) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.pipeline", description=__doc__)
+    add = parser.add_argument
+    add("--images", type=int, default=1500, help="pictures in the topic (default 1500)")
+    add("--photos", type=Path, help="folder or tar of JPEGs; default: photos packages ship")
+    add("--seconds", type=float, default=15.0, help="of each latency measurement")
+    add("--embed-mode", default="auto", help="the workers', and the ideal loop's")
+    add("--decode-processes", type=int, default=os.cpu_count() or 1, help="of the one worker")
+    add("--workers", type=_counts, default=(1, 2, 4), help="numbers to compare: 1,2,4, or none")
+    add("--plot", type=Path, help="draw latency against load (.svg or .png)")
+    add("--json", type=Path, help="write the summary")
+    return parser
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Numbers of workers; each must divide the partitions, or one would have more than others."""
+    counts = tuple(int(part) for part in text.split(",") if part.strip() and part != "none")
+    if any(count < 1 or PARTITIONS % count for count in counts):
+        raise argparse.ArgumentTypeError(f"each must divide {PARTITIONS}")
+    return counts
+
+
+@dataclass
+class Bench:
+    """The measurements, in the order they are made."""
+
+    directory: Path
+    files: list[bytes]
+    embed_mode: str
+    results: Results
+    _ideals: list[Pace] = field(default_factory=list)
+
+    def rivals(self, *names: str) -> None:
+        """Measure rivals; of two rounds of one the faster counts."""
+        for name in names or RIVALS:
+            files = self.files if name == "ideal" else self.files[:SLOW_IMAGES]
+            pace = race(name, files, os.cpu_count() or 1, self.embed_mode)
+            earlier = self.results.rivals.get(name, pace)
+            self.results.rivals[name] = max(earlier, pace, key=lambda each: each.images_per_second)
+            print(f"{name}: {pace.images_per_second:.0f} images/s", flush=True)
+
+    def one_worker(self, decode_processes: int, seconds: float) -> None:
+        """Throughput, exact copies, file:// events and latency of one worker."""
+        with self._rig(1, decode_processes) as rig:
+            found = self.results
+            found.new = self._drain(rig, "inline", "image")
+            found.exact = self._drain(rig, "inline", "copy")
+            folder = self.directory / "files"
+            folder.mkdir()
+            found.files = rig.drain(file_events("files", self.files, folder))
+            fastest = found.new.images_per_second
+            for run, rate in enumerate((1.0, *(load * fastest for load in LOADS))):
+                measured = latency.measure(rig, f"rate-{run}", self.files, rate, seconds)
+                found.latencies.append(measured)
+                print(f"{rate:.0f}/s: p50 {1e3 * measured.p50_seconds:.0f} ms", flush=True)
+            found.steady = found.latencies[1 + LOADS.index(STEADY)]
+
+    def scaling(self, workers: int) -> None:
+        """Throughput and cost of several workers, each decoding in one process."""
+        with self._rig(workers, 1) as rig:
+            self.results.scaling[workers] = self._drain(rig, "scaling", "image")
+
+    def _rig(self, workers: int, decode_processes: int) -> Rig:
+        settings = {"embed_mode": self.embed_mode, "decode_processes": decode_processes}
+        return Rig(self.directory, workers, **settings)
+
+    def _drain(self, rig: Rig, run: str, ids: str) -> Drained:
+        rig.drain(inline_events("warm-up", self.files[:WARM_UP], ids))
+        drained = rig.drain(inline_events(run, self.files, ids))
+        print(f"{run}, {ids}: {drained.images_per_second:.0f} images/s", flush=True)
+        return drained
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""What `make bench` says: the table, the summary for machines, the picture.
+
+Owns the ratios and their names; measures nothing.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bench.latency import Latency
+from tests.bench.rig import Drained
+from tests.bench.rivals import Pace
+
+MS = 1e3
+MB = 1e6
+
+
+@dataclass
+class Results:
+    """Everything measured in one run; complete when it is reported."""
+
+    rivals: dict[str, Pace] = field(default_factory=dict)
+    new: Drained | None = None  # pictures never seen, inline
+    exact: Drained | None = None  # the same bytes under other ids
+    files: Drained | None = None  # pictures never seen, file:// events
+    latencies: list[Latency] = field(default_factory=list)  # the first is one event a second
+    steady: Latency | None = None
+    scaling: dict[int, Drained] = field(default_factory=dict)
+
+
+def summary(results: Results) -> dict[str, float]:
+    """The figures a later run is compared with. Ratios are of processor time or of images/s."""
+    new, exact, steady = results.new, results.exact, results.steady
+    assert new and exact and steady
+    ideal, fp32, pdq = (results.rivals[name] for name in ("ideal", "fp32", "pdq"))
+    return {
+        "images_per_second": new.images_per_second,
+        "ideal_images_per_second": ideal.images_per_second,
+        "cpu_ratio_to_ideal": new.worker_cpu / ideal.cpu_seconds,
+        "wall_ratio_to_ideal": new.images_per_second / ideal.images_per_second,
+        "speedup_over_fp32": new.images_per_second / fp32.images_per_second,
+        "ratio_to_pdq": new.images_per_second / pdq.images_per_second,
+        "exact_copy_cost_ratio": exact.worker_cpu / new.worker_cpu,
+        "p50_seconds": steady.p50_seconds,
+        "p99_seconds": steady.p99_seconds,
+        "rss_bytes": float(new.rss_bytes),
+    }
+
+
+def print_results(results: Results) -> None:
+    """Print tables of Markdown."""
+    assert results.new and results.exact and results.files
+    print("\n| over the same pictures | images/s | CPU ms/image |\n|---|---|---|")
+    for name, pace in results.rivals.items():
+        print(f"| {name} | {pace.images_per_second:.0f} | {MS * pace.cpu_seconds:.2f} |")
+    drained = {
+        "worker, inline": results.new,
+        "worker, file://": results.files,
+        "worker, exact copies": results.exact,
+        **{f"{count} workers": each for count, each in results.scaling.items()},
+    }
+    for name, each in drained.items():
+        print(f"| {name} | {each.images_per_second:.0f} | {MS * each.worker_cpu:.2f} |")
+    print("\n| CPU ms/image | new | exact copy |\n|---|---|---|")
+    for stage, seconds in results.new.by_thread.items():
+        print(f"| {stage} | {MS * seconds:.2f} | {_ms(results.exact, stage)} |")
+    for name in ("broker_cpu", "redis_cpu"):
+        new, exact = (MS * getattr(each, name) for each in (results.new, results.exact))
+        print(f"| ({name.removesuffix('_cpu')}) | {new:.2f} | {exact:.2f} |")
+    print("\n| events/s | p50 ms | p99 ms | in stages, ms |\n|---|---|---|---|")
+    for at in results.latencies:
+        times = (at.p50_seconds, at.p99_seconds, at.service_seconds)
+        print(
+            f"| {at.events_per_second:.0f} | " + " | ".join(f"{MS * t:.0f}" for t in times) + " |"
+        )
+    print(f"\nverdicts {results.new.verdicts}, RSS {results.new.rss_bytes / MB:.0f} MB\n")
+    for name, value in summary(results).items():
+        print(f"{name:24}{value:.4g}")
+
+
+def _ms(drained: Drained, stage: str) -> str:
+    return f"{MS * drained.by_thread.get(stage, 0.0):.2f}"
+
+
+def plot(latencies: list[Latency], path: Path) -> None:
+    """Draw p50 and p99 against load."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    rates = [each.events_per_second for each in latencies]
+    axes.plot(rates, [MS * each.p99_seconds for each in latencies], "o-", label="p99")
+    axes.plot(rates, [MS * each.p50_seconds for each in latencies], "o-", label="p50")
+    axes.set(xlabel="events a second", ylabel="event to verdict, ms", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)

@@ -1,0 +1,211 @@
+"""A whole system to measure: real broker and Redis on loopback, real worker processes.
+
+Owns starting them, filling the topic, and draining it against the clock. What is measured lies
+between two moments in which nothing is in work: workers are ready, warm and then stopped (SIGSTOP)
+while the topic is filled, so that neither their start nor the filling is counted.
+"""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+from kafka import KafkaConsumer
+from kafka.structs import TopicPartition
+
+from deploy.local import LocalKafka, LocalRedis
+from tests.bench.processes import Usage, usage
+from tests.conftest import Topics
+from tests.stream.harness import Event, Worker, by_uri, inline, publish, until
+
+PARTITIONS = 4
+# Tansu holds the first join for half of it; a worker may be stopped for less than it.
+SESSION_SECONDS = 16.0
+DRAIN_SECONDS = 1_800.0
+LOOK_SECONDS = 0.05
+LOOKS_PER_MEMORY = 10
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What deciding one image cost; CPU in seconds an image."""
+
+    images: int
+    seconds: float
+    worker_cpu: float
+    by_thread: dict[str, float]
+    broker_cpu: float
+    redis_cpu: float
+    rss_bytes: int  # most seen, of all workers and their decoders together
+    verdicts: dict[str, int]
+
+    @property
+    def images_per_second(self) -> float:
+        """On the wall."""
+        return self.images / self.seconds
+
+
+class Rig:
+    """Servers and `workers` workers, each told `settings`. A context manager."""
+
+    def __init__(self, directory: Path, workers: int, **settings: object) -> None:
+        self._directory, self._count, self._settings = directory, workers, settings
+        self._stack = ExitStack()
+        self.workers: list[Worker] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.redis = stack.enter_context(LocalRedis())
+            self.kafka = stack.enter_context(LocalKafka())
+            own = uuid4().hex[:8]
+            self.topics = Topics(f"images-{own}", f"verdicts-{own}", f"dead-{own}", f"group-{own}")
+            self.kafka.create_topics(dict.fromkeys(self.topics[:3], PARTITIONS))
+            outcomes = Outcomes(self.kafka.bootstrap, self.topics[1:3])
+            self.outcomes = stack.enter_context(outcomes)
+            for number in range(self._count):
+                self.workers.append(stack.enter_context(self._worker(number)))
+            for worker in self.workers:
+                worker.wait_ready()
+            until(self._spread, 60, "partitions spread over the workers")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _worker(self, number: int) -> Worker:
+        settings = {
+            "session_timeout_seconds": SESSION_SECONDS,
+            "fetch_schemes": "file",
+            "fetch_roots": self._directory,
+            **self._settings,
+        }
+        log = self._directory / f"worker-{uuid4().hex[:8]}-{number}.log"
+        return Worker(self.kafka.bootstrap, self.redis.url, self.topics, log, **settings)
+
+    def _spread(self) -> bool:
+        held = [worker.metric("dedup_assigned_partitions") for worker in self.workers]
+        return min(held) == PARTITIONS // self._count
+
+    def pids(self) -> list[int]:
+        """Of the workers."""
+        return [worker.process.pid for worker in self.workers if worker.process is not None]
+
+    def fill(self, events: Sequence[Event]) -> None:
+        """Publish, spread evenly over the partitions."""
+        for number, event in enumerate(events):
+            event.partition = number % PARTITIONS
+        publish(self.kafka.bootstrap, self.topics.images, events)
+
+    def drain(self, events: Sequence[Event]) -> Drained:
+        """Fill the topic, then let the workers loose until every event has its outcome."""
+        wanted, kinds = self.outcomes.seen + len(events), self._verdicts()
+        with self._stopped():
+            self.fill(events)
+            before = self._usages()
+        begun, most = time.monotonic(), 0
+        while self.outcomes.seen < wanted:
+            most = max(most, usage(self.pids()).rss_bytes)
+            self._read_a_while(wanted, begun)
+        seconds, after = time.monotonic() - begun, self._usages()
+        until(lambda: (self._verdicts() - kinds).total() >= len(events), 30, "a verdict each")
+        costs = [
+            (late.cpu_seconds - early.cpu_seconds) / len(events)
+            for early, late in zip(before, after, strict=True)
+        ]
+        threads = after[0].cpu - before[0].cpu
+        return Drained(
+            images=len(events),
+            seconds=seconds,
+            worker_cpu=costs[0],
+            by_thread={name: spent / len(events) for name, spent in threads.most_common()},
+            broker_cpu=costs[1],
+            redis_cpu=costs[2],
+            rss_bytes=most,
+            verdicts=dict(self._verdicts() - kinds),
+        )
+
+    def _read_a_while(self, wanted: int, begun: float) -> None:
+        """Count until all are answered, or until the memory is to be looked at again."""
+        for _ in range(LOOKS_PER_MEMORY):
+            self.outcomes.read(LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS / 2)  # or the counting would take part in the race
+            if self.outcomes.seen >= wanted:
+                return
+        if time.monotonic() - begun > DRAIN_SECONDS:
+            missing = wanted - self.outcomes.seen
+            raise TimeoutError(f"{missing} events are without an outcome")
+
+    def _usages(self) -> tuple[Usage, Usage, Usage]:
+        return usage(self.pids()), usage([self.kafka.pid]), usage([self.redis.pid])
+
+    def _verdicts(self) -> "Counter[str]":
+        found: Counter[str] = Counter()
+        for worker in self.workers:
+            for kind in ("unique", "duplicate", "exact"):
+                found[kind] += int(worker.metric("dedup_verdicts_total", verdict=kind))
+        return found
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        for pid in self.pids():
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in self.pids():
+                os.kill(pid, signal.SIGCONT)
+
+
+class Outcomes:
+    """Counts what some topics receive. Reading, because Tansu's end offsets count batches."""
+
+    def __init__(self, bootstrap: str, topics: Sequence[str]) -> None:
+        self.seen = 0
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=bootstrap,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=20,
+        )
+        self._consumer.assign(
+            [TopicPartition(topic, number) for topic in topics for number in range(PARTITIONS)]
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._consumer.close()
+
+    def read(self, seconds: float) -> list[str]:
+        """Image ids of what has arrived, waiting for the first at most so long."""
+        found = self._consumer.poll(timeout_ms=int(seconds * 1000))
+        keys = [message.key.decode() for messages in found.values() for message in messages]
+        self.seen += len(keys)
+        return keys
+
+
+def inline_events(run: str, files: Sequence[bytes], ids: str = "image") -> list[Event]:
+    """Events that carry the pictures, in the namespace `run`: there, none is known before."""
+    return [inline(f"{ids}-{n}", data, namespace=run) for n, data in enumerate(files)]
+
+
+def file_events(run: str, files: Sequence[bytes], folder: Path) -> list[Event]:
+    """Events that name the pictures, which are written into `folder`."""
+    paths = [folder / f"{number}.jpg" for number in range(len(files))]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    return [by_uri(f"image-{n}", path.as_uri(), namespace=run) for n, path in enumerate(paths)]
