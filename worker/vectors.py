@@ -72,3 +72,13 @@ def cosine(
         products.astype(np.float64), lengths, out=np.zeros(squares.shape), where=squares > 0
     )
     return result
+
+
+def directions_of(vectors: Vectors) -> npt.NDArray[np.float32]:
+    """Return int8 rows (n, 128) as float32 unit rows; a row of zeros stays zero."""
+    rows = vectors.astype(np.float32)
+    lengths = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
+    unit: npt.NDArray[np.float32] = np.divide(
+        rows, lengths, out=np.zeros_like(rows), where=lengths > 0
+    )
+    return unit

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from worker.index.kernel import one_thread, product
 from worker.index.keys import ADDED, CENTROID, CLUSTER, Keys
 from worker.index.store import Store
-from worker.vectors import DIMENSIONS, Vectors, squared_norms
+from worker.vectors import DIMENSIONS, Vectors, directions_of, squared_norms
 
 LOG_PAGE = 1000
 """Log entries read at once; a worker further behind than the log reaches reads the whole table."""
@@ -136,7 +136,7 @@ class Table:
     def directions_of(self, clusters: list[int]) -> Rows:
         """Return the unit centroids (n, 128) of clusters in the table."""
         with self._lock:
-            return directions(self._centroids[[self._places[cluster] for cluster in clusters]])
+            return directions_of(self._centroids[[self._places[cluster] for cluster in clusters]])
 
     def nearest_to(self, cluster: int, count: int) -> list[int]:
         """Return the clusters whose centroids are most similar to one cluster's."""
@@ -160,14 +160,6 @@ def _route(
     order = wanted[np.lexsort((ids[wanted], -near[wanted]))]
     chosen = order[:probes] if probes else order
     return Route(tuple(ids[chosen].tolist()), len(chosen) < len(order))
-
-
-def directions(vectors: Vectors) -> Rows:
-    """Return int8 rows (n, 128) as float32 unit rows; a row of zeros stays zero."""
-    rows = vectors.astype(np.float32)
-    lengths = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
-    unit: Rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
-    return unit
 
 
 def _version(entry: tuple[bytes, dict[bytes, bytes]]) -> int:

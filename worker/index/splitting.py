@@ -14,11 +14,10 @@ import numpy.typing as npt
 
 from worker.index.answers import IndexSettings
 from worker.index.cache import LAYOUT
-from worker.index.centroids import directions
 from worker.index.keys import CENTROID, CLUSTER, NEVER_READ, Keys, State
 from worker.index.space import Space
 from worker.index.store import Argument, Store
-from worker.vectors import Vectors, quantize
+from worker.vectors import Vectors, directions_of, quantize
 
 NEIGHBOURS = 16
 """Nearest clusters that may give or take boundary records."""
@@ -201,7 +200,7 @@ def _moves(space: Space, contents: Contents, fresh: list[int]) -> Plan | None:
     if contents.cluster not in space.table:
         return None
     centroids = space.table.directions_of([contents.cluster, *fresh])
-    near = directions(contents.vectors) @ centroids.T
+    near = directions_of(contents.vectors) @ centroids.T
     near[:, 0] += NEARER
     nearest = near.argmax(axis=1)
     nearest[contents.sequences == 0] = 0
@@ -211,23 +210,23 @@ def _moves(space: Space, contents: Contents, fresh: list[int]) -> Plan | None:
 
 
 def _merge(space: Space, contents: Contents, neighbours: list[int]) -> Plan:
-    nearest = (directions(contents.vectors) @ space.table.directions_of(neighbours).T).argmax(
+    nearest = (directions_of(contents.vectors) @ space.table.directions_of(neighbours).T).argmax(
         axis=1
     )
     return Plan(contents, neighbours, [], _places(contents, nearest))
 
 
 def _compact(contents: Contents) -> Plan:
-    living = directions(contents.vectors[contents.living])
+    living = directions_of(contents.vectors[contents.living])
     places = _places(contents, np.zeros(len(contents.sequences), np.intp))
     return Plan(contents, [], [_centroid(living)], places)
 
 
 def _split(space: Space, contents: Contents, neighbours: list[int]) -> Plan:
-    rows = directions(contents.vectors[contents.living])
+    rows = directions_of(contents.vectors[contents.living])
     sides = two_means(rows, contents.sequences[contents.living])
     new = [_centroid(rows[sides == side]) for side in (0, 1)]
-    choices = np.concatenate([space.table.directions_of(neighbours), directions(np.stack(new))])
+    choices = np.concatenate([space.table.directions_of(neighbours), directions_of(np.stack(new))])
     # Both halves stay as large as 2-means made them, but for what lies nearer to a neighbour.
     near = rows @ choices[: len(neighbours)].T
     own = (rows * choices[len(neighbours) + sides]).sum(axis=1)

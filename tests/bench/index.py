@@ -1,0 +1,429 @@
+"""How the index scales: recall, vectors compared, time and memory, from 10 thousand images up.
+
+    make bench-index ARGS="--sizes 10000 100000 --photos DIR_OR_TAR… --json FILE --plot FILE.png"
+
+One Redis is grown from size to size through the index's own calls, images arriving in batches of
+64 and clusters splitting as they do in service; at each size it is measured. Beside it in the same
+process: numpy brute force and faiss IVF-Flat with as many lists as the index has clusters and as
+many probes as it takes to the same recall. Everything on one thread each. Caveats: times are those
+of this machine with whatever else ran; the caches are warm; distractors are drawn, not photographed
+(see index_data).
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import statistics
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import redis
+
+from deploy.local import LocalRedis
+from tests.bench.index_data import Distractors, Real, likeness, real_vectors
+from worker.index import Answer, Arrival, Index, IndexSettings
+from worker.index.kernel import one_thread, product
+from worker.index.keys import Keys, State
+from worker.index.store import Store
+from worker.vectors import Vectors, directions_of, quantize, squared_norms
+
+BATCH = 64
+NAMESPACE = "bench"
+VERDICT = b"v" * 14  # what a unique image's decision takes
+FAISS_LISTS_TRAINED_ON = 64
+
+
+@dataclass
+class Measured:
+    """One row of the table."""
+
+    stored: int
+    clusters: int
+    largest_cluster: int
+    median_cluster: int
+    threshold: float
+    planted: int
+    recall: float
+    recall_of_verdicts: float
+    compared: float
+    compared_share: float
+    probes: float
+    truncated: float
+    p50_seconds: float
+    p99_seconds: float
+    worker_core_seconds: float
+    redis_core_seconds: float
+    redis_bytes_per_image: float
+    faiss_p50_seconds: float
+    faiss_probes: int
+    faiss_recall: float
+    bruteforce_p50_seconds: float
+    seconds_to_fill: float = field(default=0.0)
+
+
+class Rig:
+    """A server, a worker's index, and everything stored so far."""
+
+    def __init__(self, server: LocalRedis, settings: IndexSettings) -> None:
+        self.client: redis.Redis = server.client()
+        self.settings = settings
+        self.base = int(self.client.info("memory")["used_memory"])
+        # Filling needs no neighbours; it looks at the home cluster only.
+        filler = IndexSettings(
+            threshold=settings.threshold,
+            probes=1,
+            cluster_limit=settings.cluster_limit,
+            cache_bytes=settings.cache_bytes,
+        )
+        self.filler = Index(self.client, "bench", filler)
+        self.stored: Vectors = np.zeros((0, 128), np.int8)
+
+    def fill(self, rows: Vectors, index: Index | None = None) -> list[Answer]:
+        """Store rows as images with ids of 24 characters."""
+        answers: list[Answer] = []
+        for start in range(0, len(rows), BATCH):
+            arrivals = self.arrivals(rows[start : start + BATCH], len(self.stored) + start)
+            answers += self.insert(index or self.filler, arrivals)
+        self.stored = np.concatenate([self.stored, rows])
+        return answers
+
+    def insert(self, index: Index, arrivals: list[Arrival]) -> list[Answer]:
+        """Place, settle, and do the upkeep that came of it."""
+        answers = index.place(arrivals)
+        index.settle(
+            [
+                (NAMESPACE, arrival.image_id, answer.sequence or 0, VERDICT)
+                for arrival, answer in zip(arrivals, answers, strict=True)
+            ]
+        )
+        while index.maintain(NAMESPACE):
+            pass
+        return answers
+
+    def arrivals(self, rows: Vectors, first: int, *, store: bool = True) -> list[Arrival]:
+        """An arrival for each row."""
+        return [
+            Arrival(
+                NAMESPACE,
+                f"image-{first + at:018d}" if store else f"query-{first + at}",
+                hashlib.sha256(b"%d %d" % (first + at, store)).digest(),
+                store=store,
+                position=(0, first + at),
+                vector=row,
+            )
+            for at, row in enumerate(rows)
+        ]
+
+    def redis_cpu(self) -> float:
+        """CPU seconds the server has used."""
+        info = self.client.info("cpu")
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+
+    def bytes_per_image(self) -> float:
+        """What the server holds more than when it was empty, an image."""
+        return (int(self.client.info("memory")["used_memory"]) - self.base) / len(self.stored)
+
+    def cluster_sizes(self) -> list[int]:
+        """Living records of each cluster."""
+        store = Store(self.client)
+        serving = store.command("HGET", Keys(NAMESPACE, "").root, "serving").decode()
+        states = store.command("HGETALL", Keys(NAMESPACE, serving).clusters)
+        return [State.unpack(state).live for state in states.values()]
+
+
+def measure(rig: Rig, real: Real, distractors: Distractors) -> Measured:
+    """All figures at the size the rig has now."""
+    queries = quantize(real.edits)
+    reaching, has_match = brute_force(rig.stored, queries, real, rig.settings.threshold)
+    # To see whether the photo is among the matches, all of them are listed.
+    found = checked(rig, Index(rig.client, "bench", replace(rig.settings, matches=10**6)), queries)
+    at_original = [
+        any(match.sequence == int(real.original[at]) + 1 for match in found[at].matches)
+        for at in np.flatnonzero(reaching)
+    ]
+    verdicts = [found[at].earliest is not None for at in np.flatnonzero(has_match)]
+    recall = float(np.mean(at_original))
+    index = Index(rig.client, "bench", rig.settings)
+    times, worker_cpu, redis_cpu = timed(rig, index, distractors)
+    sizes = rig.cluster_sizes()
+    lists = faiss_lists(rig.stored, queries, real, reaching, recall=recall, lists=len(sizes))
+    compared = float(np.mean([answer.vectors_compared for answer in found]))
+    return Measured(
+        stored=len(rig.stored),
+        clusters=len(sizes),
+        largest_cluster=max(sizes),
+        median_cluster=int(statistics.median(sizes)),
+        threshold=rig.settings.threshold,
+        planted=int(reaching.sum()),
+        recall=recall,
+        recall_of_verdicts=float(np.mean(verdicts)),
+        compared=compared,
+        compared_share=compared / len(rig.stored),
+        probes=float(np.mean([answer.clusters_probed for answer in found])),
+        truncated=float(np.mean([answer.truncated for answer in found])),
+        p50_seconds=float(np.quantile(times, 0.5)),
+        p99_seconds=float(np.quantile(times, 0.99)),
+        worker_core_seconds=worker_cpu,
+        redis_core_seconds=redis_cpu,
+        redis_bytes_per_image=rig.bytes_per_image(),
+        **lists,
+        bruteforce_p50_seconds=brute_force_time(rig.stored, queries),
+    )
+
+
+def brute_force(
+    stored: Vectors, queries: Vectors, real: Real, threshold: float
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """For each query, whether its photo reaches the threshold, and whether any image does."""
+    lengths = np.sqrt(squared_norms(queries))
+    own = np.einsum(
+        "ij,ij->i", queries.astype(np.float32), stored[real.original].astype(np.float32)
+    ) / (lengths * np.sqrt(squared_norms(stored[real.original])))
+    best = np.full(len(queries), -1.0)
+    for start in range(0, len(stored), 50_000):
+        part = stored[start : start + 50_000]
+        with one_thread():
+            near = product(part, queries) / np.sqrt(squared_norms(part))[:, None]
+        best = np.maximum(best, near.max(axis=0) / lengths)
+    return own >= threshold, best >= threshold
+
+
+def checked(rig: Rig, index: Index, queries: Vectors) -> list[Answer]:
+    """What the index says to the queries, storing nothing."""
+    answers: list[Answer] = []
+    for start in range(0, len(queries), BATCH):
+        part = queries[start : start + BATCH]
+        answers += index.place(rig.arrivals(part, start, store=False))
+    return answers
+
+
+def timed(
+    rig: Rig, index: Index, distractors: Distractors, batches: int = 60
+) -> tuple[list[float], float, float]:
+    """Seconds an image of route, script and compare, in batches, storing; and the cores' share."""
+    rows = distractors.sample(batches * BATCH, seed=len(rig.stored))
+    times, cpu, redis_cpu = [], 0.0, 0.0
+    for start in range(0, len(rows), BATCH):
+        arrivals = rig.arrivals(rows[start : start + BATCH], len(rig.stored) + start)
+        used, redis_used, began = time.process_time(), rig.redis_cpu(), time.perf_counter()
+        answers = index.place(arrivals)
+        if start >= len(rows) // 3:  # the first third warms the cache
+            times.append((time.perf_counter() - began) / BATCH)
+            cpu += time.process_time() - used
+            redis_cpu += rig.redis_cpu() - redis_used
+        index.settle(
+            [
+                (NAMESPACE, arrival.image_id, answer.sequence or 0, VERDICT)
+                for arrival, answer in zip(arrivals, answers, strict=True)
+            ]
+        )
+        while index.maintain(NAMESPACE):
+            pass
+    rig.stored = np.concatenate([rig.stored, rows])
+    return times, cpu / (len(times) * BATCH), redis_cpu / (len(times) * BATCH)
+
+
+def brute_force_time(stored: Vectors, queries: Vectors) -> float:
+    """Median seconds an image of one float32 product with everything, in batches."""
+    rows = stored.astype(np.float32)
+    times = []
+    for start in range(0, min(len(queries), 5 * BATCH), BATCH):
+        part = queries[start : start + BATCH].astype(np.float32)
+        began = time.perf_counter()
+        for at in range(0, len(rows), 100_000):
+            (part @ rows[at : at + 100_000].T).max(axis=1)
+        times.append((time.perf_counter() - began) / len(part))
+    return float(np.median(times))
+
+
+def faiss_lists(
+    stored: Vectors,
+    queries: Vectors,
+    real: Real,
+    reaching: npt.NDArray[np.bool_],
+    *,
+    recall: float,
+    lists: int,
+) -> dict[str, Any]:
+    """IVF-Flat in process: the fewest probes with the recall wanted, and its median time."""
+    inverted: Any
+    faiss.omp_set_num_threads(1)
+    rows, asked = directions_of(stored), directions_of(queries)
+    quantizer = faiss.IndexFlatIP(128)
+    index = faiss.IndexIVFFlat(quantizer, 128, lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter = 8
+    index.train(rows[:: max(1, len(rows) // (lists * FAISS_LISTS_TRAINED_ON))])
+    index.add(rows)
+    lists_of = np.zeros(len(rows), np.int64)
+    inverted = index.invlists
+    for number in range(lists):
+        size = inverted.list_size(number)
+        lists_of[faiss.rev_swig_ptr(inverted.get_ids(number), size)] = number
+    _, order = quantizer.search(asked, min(lists, 1024))
+    homes = lists_of[real.original][:, None]
+    rank = np.where((order == homes).any(1), (order == homes).argmax(1), lists)[reaching]
+    probes = next((p for p in range(1, lists) if (rank < p).mean() >= recall), lists)
+    index.nprobe = probes
+    times = []
+    for start in range(0, len(asked), BATCH):
+        part = asked[start : start + BATCH]
+        began = time.perf_counter()
+        index.search(part, 5)
+        times.append((time.perf_counter() - began) / len(part))
+    return {
+        "faiss_p50_seconds": float(np.median(times)),
+        "faiss_probes": probes,
+        "faiss_recall": float((rank < probes).mean()),
+    }
+
+
+def seconds_to_decide(rows: Vectors, settings: IndexSettings, binary: Path | None) -> float:
+    """From the first vector given to the last verdict stored, in an empty namespace."""
+    with LocalRedis(binary=binary) as server:
+        rig = Rig(server, settings)
+        index = Index(rig.client, "bench", settings)
+        index.open(NAMESPACE)
+        batches = [
+            rig.arrivals(rows[start : start + BATCH], start) for start in range(0, len(rows), BATCH)
+        ]
+        began = time.perf_counter()
+        for arrivals in batches:
+            rig.insert(index, arrivals)
+        return time.perf_counter() - began
+
+
+def table(results: list[Measured]) -> str:
+    """The results as Markdown."""
+    head = (
+        "| stored | clusters (median, largest) | probes | compared | of all | recall | verdicts | "
+        "truncated | ms an image p50, p99 | core-ms worker + Redis | bytes an image | faiss ms "
+        "(probes) | brute force ms |"
+    )
+    lines = [head, "|" + "---|" * head.count(" |")]
+    for r in results:
+        lines.append(
+            f"| {r.stored:,} | {r.clusters:,} ({r.median_cluster}, {r.largest_cluster}) | "
+            f"{r.probes:.1f} | {r.compared:,.0f} | {r.compared_share:.2%} | {r.recall:.4f} | "
+            f"{r.recall_of_verdicts:.4f} | {r.truncated:.1%} | {r.p50_seconds * 1e3:.2f}, "
+            f"{r.p99_seconds * 1e3:.2f} | {r.worker_core_seconds * 1e3:.2f} + "
+            f"{r.redis_core_seconds * 1e3:.2f} | {r.redis_bytes_per_image:.0f} | "
+            f"{r.faiss_p50_seconds * 1e3:.3f} ({r.faiss_probes}) | "
+            f"{r.bruteforce_p50_seconds * 1e3:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(results: list[Measured], path: Path) -> None:
+    """Recall, share compared and time over size."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    sizes = [r.stored for r in results]
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 4))
+    left.semilogx(sizes, [r.recall for r in results], "o-", label="planted duplicates found")
+    left.axhline(0.995, color="grey", linestyle=":", label="wanted")
+    left.set(title="Recall against brute force", ylim=(0.95, 1.002))
+    middle.loglog(sizes, [r.compared_share * 100 for r in results], "o-", label="compared")
+    middle.set(title="Share of all vectors compared, %")
+    for name, values in (
+        ("index, shared in Redis", [r.p50_seconds for r in results]),
+        ("faiss IVF-Flat, in process", [r.faiss_p50_seconds for r in results]),
+        ("numpy brute force", [r.bruteforce_p50_seconds for r in results]),
+    ):
+        right.loglog(sizes, [value * 1e3 for value in values], "o-", label=name)
+    right.set(title="ms an image, batches of 64")
+    for panel in (left, middle, right):
+        panel.set_xlabel("images stored")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure every size and print the table."""
+    options = _options()
+    real = real_vectors(options.photos or [], options.edits, Path(".cache/bench-index"))
+    distractors = Distractors(real.photos)
+    settings = IndexSettings(threshold=options.threshold or real.threshold, cache_bytes=4 << 30)
+    settings = _with(settings, options)
+    alike = likeness(real.photos, distractors.floats(len(real.photos), seed=1))
+    for name, values in alike.items():
+        print(f"similarity to the nearest, 5 25 50 75 95 %: {name:20} {values}")
+    decided = seconds_to_decide(distractors.sample(10_000, 7), settings, options.server)
+    print(f"10,000 vectors inserted and decided in {decided:.2f} s")
+    results: list[Measured] = []
+    with LocalRedis(binary=options.server) as server:
+        rig = Rig(server, settings)
+        rig.fill(quantize(real.photos))
+        for size in sorted(options.sizes):
+            began = time.perf_counter()
+            while (missing := size - len(rig.stored)) > 0:
+                rig.fill(distractors.sample(min(missing, 50_000), seed=len(rig.stored)))
+            filled = time.perf_counter() - began
+            results.append(measure(rig, real, distractors))
+            results[-1].seconds_to_fill = filled
+            print(table(results[-1:]), flush=True)
+            _write(options, results, decided, alike, real)
+
+
+def _with(settings: IndexSettings, options: argparse.Namespace) -> IndexSettings:
+    given = {
+        name: getattr(options, name)
+        for name in ("probes", "probe_margin", "cluster_limit")
+        if getattr(options, name) is not None
+    }
+    return IndexSettings(**{**asdict(settings), **given})
+
+
+def _write(
+    options: argparse.Namespace,
+    results: list[Measured],
+    decided: float,
+    alike: dict[str, list[float]],
+    real: Real,
+) -> None:
+    if options.json:
+        report = {
+            "sizes": [asdict(result) for result in results],
+            "seconds_to_decide_10000": decided,
+            "nearest_similarity_quantiles": alike,
+            "model_id": real.model_id,
+        }
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.plot:
+        plot(results, options.plot)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.index", description=__doc__)
+    add = parser.add_argument
+    add("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="images stored")
+    add("--photos", type=Path, nargs="+", help="folders or tars; default: crops of shipped photos")
+    add("--edits", type=int, default=2_000, help="edited photos asked about")
+    add("--threshold", type=float, help="default: the weights' own")
+    add("--probes", type=int, help="default: the index's own")
+    add("--probe-margin", type=float, help="default: the index's own")
+    add("--cluster-limit", type=int, help="default: the index's own")
+    add("--json", type=Path, help="file for the figures")
+    add("--plot", type=Path, help="file for the picture (PNG)")
+    server = shutil.which("redis-server")
+    add(
+        "--server",
+        type=Path,
+        default=Path(server) if server else None,
+        help="server binary; default: redis-server if there is one, for its allocator, or Valkey",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
