@@ -13,7 +13,13 @@ from typing import Any, Protocol, TypeVar
 from kafka import KafkaConsumer
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, RetriableError
+from kafka.errors import (
+    KafkaError,
+    LogTruncationError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RetriableError,
+)
 from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata, TopicPartition
 
 from worker.config import Settings
@@ -26,6 +32,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Offsets = dict[Partition, int]
 BOOTSTRAP_MS = 5_000  # one try to find a broker; the worker tries again until told to stop
+BEGIN_MS = 5_000  # for the group's offset of a partition; the next poll asks again
 IDLE_MS = 20  # kafka-python sleeps this long where nothing is fetchable: the latency of a resume
 
 
@@ -51,7 +58,7 @@ class Consumer:
                 **settings.client_options(),
                 group_id=settings.group_id,
                 enable_auto_commit=False,
-                auto_offset_reset="earliest",  # a new group must not skip what is waiting
+                auto_offset_reset="none",  # see `_begin`
                 allow_auto_create_topics=False,
                 isolation_level="read_committed",
                 partition_assignment_strategy=[CooperativeStickyAssignor],
@@ -80,8 +87,43 @@ class Consumer:
         Raises InfrastructureError.
         """
         with _translated("poll"):
-            found = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000), max_records=most)
+            try:
+                found = self._consumer.poll(
+                    timeout_ms=int(timeout_seconds * 1000), max_records=most
+                )
+            except NoOffsetForPartitionError as error:
+                self._begin(error.args[0])
+                return []
+            except OffsetOutOfRangeError as error:
+                self._begin_again(error.args[0])
+                return []
+            except LogTruncationError as error:
+                self._begin_again(error.divergent_offsets)
+                return []
         return [record_of(message) for messages in found.values() for message in messages]
+
+    def _begin(self, partitions: set[TopicPartition]) -> None:
+        """Give partitions without a position the group's, or where it has none, the beginning.
+
+        kafka-python's own reset cannot be had: it also takes a partition that was assigned while
+        the offsets of others were asked for, and reads it from the beginning once more.
+        """
+        for partition in partitions & self._consumer.assignment():
+            committed = self._consumer.committed(partition, timeout_ms=BEGIN_MS)
+            log.info("partition begins", extra={"partition": partition, "committed": committed})
+            if committed is None:
+                self._consumer.seek_to_beginning(partition)
+            else:
+                self._consumer.seek(partition, committed)
+
+    def _begin_again(self, partitions: Iterable[TopicPartition]) -> None:
+        """Read what there still is of partitions whose log no longer has our position."""
+        for partition in set(partitions) & self._consumer.assignment():
+            log.error(
+                "messages are gone unread, or were read and are gone: reading what there is",
+                extra={"partition": partition},
+            )
+            self._consumer.seek_to_beginning(partition)
 
     def pause(self) -> None:
         """Fetch nothing until `resume`; polling goes on, for heartbeats and rebalances."""

@@ -1,0 +1,225 @@
+"""What must hold whatever happened: the one oracle of all fault tests.
+
+1. Each offset of the input has one distinct verdict, or one dead letter; with exactly-once, one
+   message each.
+2. Every verdict is what a replay finds that takes the stored vectors one by one in the order of
+   their sequences, by brute force.
+3. Of images that are alike, never two are unique.
+4. `fsck` finds nothing.
+5. A committed offset has only answered events below it, at every look and at the end.
+
+Owns the reading of topics, group offsets and the index; it must not know which fault was injected.
+Deletes are not replayed: an event of its workloads is an add.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from deploy.local import LocalRedis
+from tests.conftest import Topics
+from tests.stream.harness import Event, Reader, distinct, publish, until
+from worker.index.cache import LAYOUT
+from worker.index.fsck import check
+from worker.index.keys import NEVER_READ, Keys
+from worker.index.store import Store
+from worker.vectors import Vectors, similarity
+
+NAMESPACE = "default"
+MICRO = 1_000_000
+HIDDEN_SECONDS = 60.0
+Place = tuple[int, int]
+"""Partition and offset of an event."""
+
+
+class Stored(NamedTuple):
+    """An image of the index; an exact copy has no vector."""
+
+    sequence: int
+    image_id: str
+    vector: Vectors | None
+
+
+class Oracle:
+    """Publishes a workload, follows what comes of it, and judges."""
+
+    def __init__(
+        self, bootstrap: str, topics: Topics, redis: LocalRedis, *, exactly_once: bool = False
+    ) -> None:
+        self.sent: dict[Place, Event] = {}
+        self._bootstrap = bootstrap
+        self._topics = topics
+        self._redis = redis
+        self._exactly_once = exactly_once
+        self._reader = Reader(
+            bootstrap,
+            topics.verdicts,
+            topics.dead_letters,
+            isolation="read_committed" if exactly_once else "read_uncommitted",
+        )
+
+    def __enter__(self) -> "Oracle":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._reader.__exit__()
+
+    def publish(self, events: Iterable[Event]) -> None:
+        """Send, and remember what must be answered."""
+        events = list(events)
+        for place, event in zip(
+            publish(self._bootstrap, self._topics.images, events), events, strict=True
+        ):
+            self.sent[place] = event
+
+    @property
+    def outcomes(self) -> int:
+        """Verdicts and dead letters seen so far."""
+        return sum(len(messages) for messages in self._reader.messages.values())
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """The verdicts seen so far."""
+        return self._reader.verdicts(self._topics.verdicts)
+
+    def committed(self) -> dict[int, int]:
+        """The group's offset of each partition that has one."""
+        with KafkaAdminClient(bootstrap_servers=self._bootstrap) as admin:
+            found = admin.list_group_offsets({self._topics.group: None})[self._topics.group]
+        return {partition.partition: place.offset for partition, place in found.items()}
+
+    def look(self) -> bool:
+        """Rule 5 now; True when everything sent is committed."""
+        committed = self.committed()
+        passed = {(p, o) for p, o in self.sent if o < committed.get(p, 0)}
+        # An open transaction of a dead worker may still hide what was committed after it.
+        until(lambda: self._read() >= passed, HIDDEN_SECONDS, "outcomes below the offsets")
+        ends = {partition: offset + 1 for partition, offset in sorted(self.sent)}
+        return all(committed.get(partition) == end for partition, end in ends.items())
+
+    def wait_for(self, outcomes: int, seconds: float) -> None:
+        """Wait for so many outcomes in all, looking at every step."""
+        until(
+            lambda: self._looks_done() or self.outcomes >= outcomes,
+            seconds,
+            f"{outcomes} outcomes",
+        )
+
+    def wait_until_finished(self, seconds: float) -> None:
+        """Wait until everything is answered and committed, looking at every step."""
+        until(self._looks_done, seconds, "everything answered and committed")
+
+    def judge(self) -> dict[str, dict[str, Any]]:
+        """All rules at the end; the verdicts by image id."""
+        assert self.look(), "offsets do not reach the end"
+        found = distinct(self.verdicts())
+        self._judge_outcomes()
+        stored = self._stored()
+        self._judge_replay(stored, found)
+        self._judge_uniques(stored, found)
+        assert check(self._store(), NAMESPACE) == []
+        return found
+
+    def _looks_done(self) -> bool:
+        try:
+            return self.look()
+        except KafkaError:  # the broker is down for a while: that is a fault, too
+            return False
+
+    def _dead(self) -> list[Place]:
+        letters = [dict(m.headers) for m in self._reader.messages[self._topics.dead_letters]]
+        return [(int(each["dedup-partition"]), int(each["dedup-offset"])) for each in letters]
+
+    def _read(self) -> set[Place]:
+        """What is answered by now."""
+        self._reader.read()
+        ids = {verdict["image_id"] for verdict in self.verdicts()}
+        dead = set(self._dead())
+        return {place for place, event in self.sent.items() if event.key in ids or place in dead}
+
+    def _judge_outcomes(self) -> None:
+        """Rule 1."""
+        dead, verdicts = Counter(self._dead()), self.verdicts()
+        assert dead.keys() <= self.sent.keys()
+        wanted = Counter(event.key for place, event in self.sent.items() if place not in dead)
+        found = Counter(verdict["image_id"] for verdict in verdicts)
+        assert found.keys() == wanted.keys()
+        ids = {verdict["image_id"]: verdict["verdict_id"] for verdict in verdicts}
+        assert len(set(ids.values())) == len(ids), "two images share a verdict id"
+        if self._exactly_once:
+            assert (found - wanted, wanted - found) == (Counter(), Counter())
+            assert set(dead.values()) <= {1}
+
+    def _judge_replay(self, stored: list[Stored], found: dict[str, dict[str, Any]]) -> None:
+        """Rule 2."""
+        bodies = {event.key: event.value for event in self.sent.values()}
+        assert {image.image_id for image in stored} == found.keys()
+        first: dict[str, str] = {}
+        earlier: list[Stored] = []
+        for image in stored:
+            body = bodies[image.image_id]
+            assert body is not None
+            sha = hashlib.sha256(body).hexdigest()
+            verdict = found[image.image_id]
+            expected = (
+                {"verdict": "exact", "duplicate_of": first[sha]}
+                if sha in first
+                else _compared(image, earlier, verdict["threshold"])
+            )
+            assert {name: verdict[name] for name in expected} == expected, image.image_id
+            first.setdefault(sha, image.image_id)
+            if image.vector is not None:
+                earlier.append(image)
+
+    def _judge_uniques(self, stored: list[Stored], found: dict[str, dict[str, Any]]) -> None:
+        """Rule 3."""
+        alike = defaultdict(set)
+        unique = [each for each in stored if found[each.image_id]["verdict"] == "unique"]
+        vectors = np.array([each.vector for each in unique], np.int8)
+        likeness = similarity(vectors, vectors)
+        for row, image in enumerate(unique):
+            near = np.flatnonzero(likeness[row] >= found[image.image_id]["threshold"])
+            alike[image.image_id] = {unique[at].image_id for at in near} - {image.image_id}
+        assert not any(alike.values()), f"alike and both unique: {dict(alike)}"
+
+    def _store(self) -> Store:
+        return Store(self._redis.client())
+
+    def _stored(self) -> list[Stored]:
+        """Everything in the index, in the order of the sequences."""
+        store = self._store()
+        generation = store.command("HGET", Keys(NAMESPACE, "").root, "serving").decode()
+        keys = Keys(NAMESPACE, generation)
+        vectors: dict[int, Vectors] = {}
+        for cluster in store.command("HKEYS", keys.clusters):
+            _, _, packed = store.script("read", keys, cluster, NEVER_READ)
+            records = np.frombuffer(packed, LAYOUT)
+            vectors |= zip(records["sequence"].tolist(), records["vector"], strict=True)
+        last = int(store.command("HGET", keys.meta, "sequence") or 0)
+        fields = [keys.record(sequence) for sequence in range(1, last + 1)]
+        names = store.commands([("HGET", key, at + 1) for key, at in fields])
+        return [
+            Stored(sequence, name.decode(), vectors.get(sequence))
+            for sequence, name in enumerate(names, start=1)
+        ]
+
+
+def _compared(image: Stored, earlier: list[Stored], threshold: float) -> dict[str, Any]:
+    """What a verdict must say of an image with new bytes."""
+    assert image.vector is not None, f"{image.image_id} has new bytes and no vector"
+    if not earlier:
+        return {"verdict": "unique", "duplicate_of": None, "best_match": None}
+    vectors = np.array([each.vector for each in earlier], np.int8)
+    likeness = similarity(image.vector[np.newaxis], vectors)[0]
+    alike = np.flatnonzero(likeness >= threshold)
+    if not len(alike):
+        return {"verdict": "unique", "duplicate_of": None}
+    return {
+        "verdict": "duplicate",
+        "duplicate_of": earlier[alike[0]].image_id,
+        "similarity": round(float(likeness[alike[0]]) * MICRO) / MICRO,
+    }
