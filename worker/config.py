@@ -109,6 +109,12 @@ class RedisSettings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
+    @model_validator(mode="after")
+    def _authority_is_asked(self) -> "RedisSettings":
+        if self.redis_ca_file is not None and not self.redis_url.startswith("rediss://"):
+            raise ValueError("redis_ca_file needs a rediss:// address")
+        return self
+
 
 class Settings(KafkaSettings, RedisSettings):
     """Everything `python -m worker` can be told."""

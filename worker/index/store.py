@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import redis
 from redis.cluster import RedisCluster
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from worker.errors import InfrastructureError
 from worker.index.keys import Keys
@@ -97,7 +97,7 @@ class Store:
         """Run an action on the client, its errors turned into InfrastructureError."""
         try:
             return action()
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
             raise InfrastructureError(f"Redis: {error or type(error).__name__}") from error
 
     def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:

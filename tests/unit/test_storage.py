@@ -1,0 +1,40 @@
+"""The address of Redis: every kind that may be set leads to a client, or to one line."""
+
+from pathlib import Path
+
+import pytest
+
+from deploy.process import free_port
+from worker.config import RedisSettings, load
+from worker.errors import ConfigError, InfrastructureError
+from worker.index.store import Store
+from worker.storage import connect
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
+def test_a_server_that_is_not_there_is_waited_for(scheme: str, tmp_path: Path) -> None:
+    address = f"{tmp_path}/no.sock" if scheme == "unix" else f"127.0.0.1:{free_port()}/0"
+    settings = load(RedisSettings, {"redis_url": f"{scheme}://{address}", "redis_password": "x"})
+    with pytest.raises(InfrastructureError):
+        Store(connect(settings)).command("PING")
+
+
+def test_a_cluster_that_is_not_there_is_waited_for() -> None:
+    url = f"redis://127.0.0.1:{free_port()}"
+    with pytest.raises(InfrastructureError):
+        connect(load(RedisSettings, {"redis_url": url, "redis_cluster": True}))
+
+
+def test_an_authority_without_tls_is_refused(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.touch()
+    with pytest.raises(ConfigError, match="rediss://"):
+        load(RedisSettings, {"redis_ca_file": authority})
+
+
+def test_a_password_in_the_address_is_not_shown() -> None:
+    settings = load(RedisSettings, {"redis_url": "redis://:hush-1@h/0", "redis_password": "hush-2"})
+    assert "hush" not in f"{settings!r} {settings}"
+    with pytest.raises(ConfigError) as caught:
+        load(RedisSettings, {"redis_url": "http://:hush-3@h"})
+    assert "hush" not in str(caught.value)
