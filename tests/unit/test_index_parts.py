@@ -1,0 +1,178 @@
+"""The parts of the index that need no server."""
+
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.contract.harness import near, vectors
+from worker.index import IndexSettings, kernel
+from worker.index.cache import LAYOUT, Cache, Prefix
+from worker.index.comparing import Query, compare
+from worker.index.keys import CLUSTER, LOAD, NEVER_READ, STATE, Keys, encode
+from worker.index.splitting import two_means
+from worker.vectors import Vectors, directions_of, dots, similarity
+
+
+def packed(rows: Vectors, first: int = 1) -> bytes:
+    """Records of rows under consecutive sequences."""
+    records = np.zeros(len(rows), LAYOUT)
+    records["sequence"], records["vector"] = np.arange(first, first + len(rows)), rows
+    return records.tobytes()
+
+
+def state(epoch: int, length: int) -> bytes:
+    return STATE.pack(epoch, length, length)
+
+
+def prefix_of(rows: Vectors, first: int = 1) -> Prefix:
+    prefix = Prefix(1)
+    prefix.extend(state(1, len(rows)), 0, packed(rows, first))
+    return prefix
+
+
+@given(st.text(min_size=1).filter(lambda text: text.isprintable()))
+def test_namespaces_are_encoded_one_to_one_and_without_braces(namespace: str) -> None:
+    encoded = encode(namespace)
+    assert unquote(encoded) == namespace
+    assert not set(encoded) & set("{}: *?[]")
+
+
+@given(st.integers(0, 10**7), st.binary(min_size=16, max_size=16))
+def test_a_lookup_bucket_exists_and_splits_in_place(sequences: int, digest: bytes) -> None:
+    """Linear hashing: growing by one bucket moves entries of one bucket only, and only there."""
+    keys = Keys("n", "g")
+
+    def bucket(count: int) -> int:
+        return int(keys.lookup("id:", digest, count).rsplit(":", 1)[1])
+
+    before, after = bucket(sequences), bucket(sequences + LOAD)
+    assert 0 <= before <= sequences // LOAD
+    new = (sequences + LOAD) // LOAD
+    assert after in (before, new)
+    if after == new and new:
+        assert before == new - (1 << (new.bit_length() - 1))
+
+
+def test_a_prefix_takes_tails_in_any_overlap() -> None:
+    rows = vectors(10)
+    prefix = Prefix(3)
+    assert prefix.cluster == CLUSTER.pack(3)
+    assert prefix.state == NEVER_READ
+    prefix.extend(state(1, 4), 0, packed(rows[:4]))
+    prefix.extend(state(1, 7), 2, packed(rows[2:7], 3))
+    prefix.extend(state(1, 3), 0, packed(rows[:3]))
+    assert prefix.sequences.tolist() == list(range(1, 8))
+    assert (prefix.vectors == rows[:7]).all()
+    assert prefix.state == state(1, 7)
+
+
+def test_a_prefix_of_another_epoch_starts_over() -> None:
+    rows = vectors(10)
+    prefix = prefix_of(rows)
+    prefix.extend(state(2, 3), 0, packed(rows[5:8], 6))
+    assert prefix.sequences.tolist() == [6, 7, 8]
+    assert prefix.state == state(2, 3)
+
+
+def test_a_prefix_refuses_records_with_a_gap() -> None:
+    with pytest.raises(ValueError, match="do not join"):
+        prefix_of(vectors(2)).extend(state(1, 9), 5, packed(vectors(4)))
+
+
+def test_a_cache_drops_what_was_used_longest_ago() -> None:
+    rows = vectors(8)
+    cache = Cache(limit_bytes=3000)
+    for cluster in range(4):
+        cache.extend(cache.get("s", cluster), state(1, 8), 0, packed(rows))
+    cache.get("s", 0)
+    cache.trim()
+    assert cache.size <= 3000
+    assert cache.get("s", 0).length == 8
+    assert cache.get("s", 1).length == 0
+
+
+def test_both_kernels_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, queries = vectors(70), vectors(3, seed=1)
+    wanted = dots(rows, queries)
+    assert (kernel.product(rows, queries) == wanted).all()
+    monkeypatch.setattr(kernel, "integer_kernel_is_exact", lambda: False)
+    assert (kernel.product(rows, queries) == wanted).all()
+
+
+def test_a_kernel_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = kernel._integer_product
+    kernel.integer_kernel_is_exact.cache_clear()
+    monkeypatch.setattr(
+        kernel, "_integer_product", lambda left, right: exact(left, right).clip(-32768, 32767)
+    )
+    try:
+        assert not kernel.integer_kernel_is_exact()
+    finally:
+        kernel.integer_kernel_is_exact.cache_clear()
+
+
+def test_comparing_equals_brute_force() -> None:
+    rows = np.concatenate([vectors(50), near(vectors(50), 1, 0.5), near(vectors(50), 2, 0.9)])
+    prefixes = [prefix_of(rows[:60], 1), prefix_of(rows[60:], 61)]
+    queries = near(vectors(50), 3, 0.3)
+    for before in (2, 60, 151):
+        found = compare([Query(q, prefixes, before) for q in queries], 0.6, 3)
+        exact = similarity(queries, rows)[:, : before - 1]
+        for answer, line in zip(found, exact, strict=True):
+            order = sorted(range(len(line)), key=lambda at: (-line[at], at))
+            reaching = [at for at in order if line[at] >= 0.6]
+            assert answer.best is not None
+            assert (answer.best.sequence, answer.best.similarity) == (order[0] + 1, line[order[0]])
+            assert [match.sequence - 1 for match in answer.matches] == reaching[:3]
+            assert (answer.earliest and answer.earliest.sequence - 1) == min(reaching, default=None)
+
+
+def test_comparing_leaves_out_deleted_later_and_own_records() -> None:
+    rows = np.repeat(vectors(1), 5, axis=0)
+    rows[1] = 0
+    records = np.frombuffer(packed(rows), LAYOUT).copy()
+    records["sequence"][1] = 0
+    prefix = Prefix(1)
+    prefix.extend(state(1, 5), 0, records.tobytes())
+    found = compare([Query(rows[0], [prefix], before=5, without=1)], 0.5, 9)[0]
+    assert [match.sequence for match in found.matches] == [3, 4]
+    alone = compare([Query(rows[0], [prefix], before=1)], 0.5, 9)[0]
+    assert (alone.best, alone.earliest, alone.matches, alone.compared) == (None, None, (), 5)
+
+
+def test_two_means_separates_two_heaps() -> None:
+    heaps = vectors(2)
+    rows = directions_of(near(np.repeat(heaps, [30, 50], axis=0), noise=0.3))
+    sides = two_means(rows, np.arange(80, dtype=np.uint64))
+    assert len(set(sides[:30].tolist())) == len(set(sides[30:].tolist())) == 1
+    assert sides[0] != sides[30]
+
+
+@pytest.mark.parametrize("outliers", [0, 1, 3])
+def test_two_means_cuts_what_does_not_separate_in_half(outliers: int) -> None:
+    heap, far = vectors(2)
+    rows = directions_of(np.stack([heap] * (100 - outliers) + [far] * outliers))
+    sides = two_means(rows, np.arange(100, dtype=np.uint64)[::-1].copy())
+    assert (sides == 0).sum() == 50
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threshold": 1.5},
+        {"cluster_limit": 4},
+        {"matches": 0},
+        {"cache_bytes": 0},
+        {"tail_records": 0},
+        {"namespaces": 0},
+        {"attempts": 0},
+        {"probes": -1},
+        {"probe_margin": -0.1},
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        IndexSettings(**{"threshold": 0.8, **wrong})  # type: ignore[arg-type]
