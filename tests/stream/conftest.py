@@ -26,7 +26,10 @@ def start_worker(
             nonlocal started
             started += 1
             log = tmp_path / f"worker-{started}.log"
-            worker = Worker(kafka_server.bootstrap, redis_server.url, topics, log, **settings)
+            # A test may send a worker another way, through a proxy say.
+            bootstrap = settings.pop("bootstrap_servers", kafka_server.bootstrap)
+            redis_url = settings.pop("redis_url", redis_server.url)
+            worker = Worker(bootstrap, redis_url, topics, log, **settings)
             return stack.enter_context(worker)
 
         yield start
