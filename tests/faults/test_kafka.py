@@ -1,0 +1,183 @@
+"""Kafka restarted, killed, frozen, cut off or refusing; and workers replaced one by one."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from deploy.apache_kafka import KafkaServer, LocalApacheKafka
+from deploy.local import LocalKafka, LocalRedis
+from tests.conftest import PARTITIONS, Topics, require_apache_kafka
+from tests.faults.oracle import Oracle
+from tests.faults.proxy import HOST, Proxy
+from tests.faults.workload import SETTINGS, families
+from tests.stream.conftest import StartWorker
+from tests.stream.harness import Event, Worker, inline, until
+
+FAMILIES = 20
+WORKERS = 3
+SECONDS = 180
+SESSION_SECONDS = 3
+SMALL, LARGE = 2_000, 10_000_000
+
+
+class ProxiedKafka(LocalKafka):
+    """Tansu behind a proxy: what its clients are told is the proxy's address."""
+
+    proxy: Proxy | None = None
+
+    def _arguments(self) -> list[str]:
+        if self.proxy is None:
+            self.proxy = Proxy(self.port)
+            self.proxy.__enter__()
+        arguments = super()._arguments()
+        at = arguments.index("--advertised-listener-url") + 1
+        arguments[at] = f"tcp://{HOST}:{self.proxy.port}"
+        return arguments
+
+
+@pytest.fixture
+def proxied_kafka() -> Iterator[ProxiedKafka]:
+    with ProxiedKafka() as kafka:
+        assert kafka.proxy is not None
+        yield kafka
+        kafka.proxy.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def apache_kafka() -> Iterator[LocalApacheKafka]:
+    """A broker of these tests' own: they are not kind to it."""
+    require_apache_kafka()
+    with LocalApacheKafka() as kafka:
+        yield kafka
+
+
+def fresh(kafka: KafkaServer) -> Topics:
+    own = uuid.uuid4().hex[:8]
+    topics = Topics(f"images-{own}", f"verdicts-{own}", f"dead-letter-{own}", f"group-{own}")
+    kafka.create_topics(dict.fromkeys(topics[:3], PARTITIONS))
+    return topics
+
+
+class WorkerOf:
+    """Starts workers on a broker that is the test's own."""
+
+    def __init__(self, redis: LocalRedis, folder: Path, stack: ExitStack) -> None:
+        self._redis = redis
+        self._folder = folder
+        self._stack = stack
+
+    def __call__(self, kafka: KafkaServer, topics: Topics, **settings: object) -> Worker:
+        log = self._folder / f"worker-{uuid.uuid4().hex[:4]}.log"
+        wanted: dict[str, Any] = {
+            "session_timeout_seconds": SESSION_SECONDS,
+            **SETTINGS,
+            **settings,
+        }
+        worker = Worker(kafka.bootstrap, self._redis.url, topics, log, **wanted)
+        return self._stack.enter_context(worker).wait_ready()
+
+
+@pytest.fixture
+def worker_of(redis_server: LocalRedis, tmp_path: Path) -> Iterator[WorkerOf]:
+    with ExitStack() as stack:
+        yield WorkerOf(redis_server, tmp_path, stack)
+
+
+def test_cut_off_from_kafka(
+    proxied_kafka: ProxiedKafka, redis_server: LocalRedis, worker_of: WorkerOf
+) -> None:
+    topics = fresh(proxied_kafka)
+    worker = worker_of(proxied_kafka, topics)
+    proxy = proxied_kafka.proxy
+    assert proxy is not None
+    with Oracle(proxied_kafka.bootstrap, topics, redis_server) as oracle:
+        oracle.publish(families(FAMILIES))
+        oracle.wait_for(5, SECONDS)
+        proxy.cut()
+        until(lambda: not worker.get("/readyz").json()["kafka"], SECONDS, "not ready")
+        assert worker.get("/livez").status_code == 200
+        proxy.mend()
+        oracle.publish(families(FAMILIES, first=FAMILIES))
+        oracle.wait_until_finished(SECONDS)
+        oracle.judge()
+    until(worker.ready, SECONDS, "ready again")
+
+
+@pytest.mark.apache_kafka
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_a_broker_is_restarted_killed_and_frozen(
+    apache_kafka: LocalApacheKafka, redis_server: LocalRedis, worker_of: WorkerOf, delivery: str
+) -> None:
+    kafka, topics = apache_kafka, fresh(apache_kafka)
+    worker = worker_of(kafka, topics, delivery=delivery, publish_timeout_seconds=10)
+    exactly_once = delivery == "exactly-once"
+    with Oracle(kafka.bootstrap, topics, redis_server, exactly_once=exactly_once) as oracle:
+        for round_, fault in enumerate((kafka.restart, kafka.kill, kafka.pause)):
+            oracle.publish(families(FAMILIES, first=round_ * FAMILIES))
+            oracle.wait_for(oracle.outcomes + 5, SECONDS)
+            fault()
+            if fault != kafka.restart:
+                until(lambda: not worker.get("/readyz").json()["kafka"], SECONDS, "not ready")
+                assert worker.get("/livez").status_code == 200
+                (kafka.start if fault == kafka.kill else kafka.resume)()
+        oracle.wait_until_finished(SECONDS)
+        oracle.judge()
+    until(worker.ready, SECONDS, "ready again")
+
+
+@pytest.mark.apache_kafka
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_a_dead_letter_topic_that_refuses_pauses_the_stream(
+    apache_kafka: LocalApacheKafka, redis_server: LocalRedis, worker_of: WorkerOf, delivery: str
+) -> None:
+    kafka, topics = apache_kafka, fresh(apache_kafka)
+    limit(kafka, topics.dead_letters, SMALL)
+    worker = worker_of(kafka, topics, delivery=delivery)
+    exactly_once = delivery == "exactly-once"
+    with Oracle(kafka.bootstrap, topics, redis_server, exactly_once=exactly_once) as oracle:
+        bad: list[Event] = [inline("no-image", b"x" * SMALL, partition=0)]
+        oracle.publish([*families(FAMILIES), *bad, *families(FAMILIES, first=FAMILIES)])
+        until(
+            lambda: worker.metric("dedup_kafka_errors_total", kind="MessageSizeTooLargeError") > 1,
+            SECONDS,
+            "an error that says what is wrong",
+        )
+        until(lambda: not worker.get("/readyz").json()["kafka"], SECONDS, "not ready")
+        assert worker.get("/livez").status_code == 200
+        assert not oracle.look()
+        limit(kafka, topics.dead_letters, LARGE)
+        oracle.wait_until_finished(SECONDS)
+        oracle.judge()
+    until(worker.ready, SECONDS, "ready again")
+
+
+def limit(kafka: LocalApacheKafka, topic: str, size: int) -> None:
+    """Set the largest message a topic takes."""
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})
+    with KafkaAdminClient(bootstrap_servers=kafka.bootstrap) as admin:
+        admin.alter_configs([resource])
+
+
+def test_workers_replaced_one_by_one_do_no_work_twice(
+    kafka_server: KafkaServer, topics: Topics, redis_server: LocalRedis, start_worker: StartWorker
+) -> None:
+    """Each finishes what it has in work, commits and leaves; the others keep what they have."""
+    workers = [start_worker(**SETTINGS) for _ in range(WORKERS)]
+    for worker in workers:
+        worker.wait_ready()
+    with Oracle(kafka_server.bootstrap, topics, redis_server) as oracle:
+        for round_, worker in enumerate(workers):
+            oracle.publish(families(FAMILIES, first=round_ * FAMILIES))
+            oracle.wait_for(oracle.outcomes + 5, SECONDS)
+            assert worker.terminate() == 0
+            worker.start()
+            worker.wait_ready()
+        oracle.wait_until_finished(SECONDS)
+        oracle.judge()
+        assert oracle.outcomes == len(oracle.sent), "something was done twice"
