@@ -79,7 +79,7 @@ class WorkerOf:
             **SETTINGS,
             **settings,
         }
-        worker = Worker(kafka.bootstrap, self._redis.url, topics, log, **wanted)
+        worker = Worker(kafka.bootstrap, self._redis.url, topics, log, **own)
         return self._stack.enter_context(worker).wait_ready()
 
 

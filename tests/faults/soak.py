@@ -1,0 +1,173 @@
+"""Random faults for as long as one likes: `python -m tests.faults.soak --minutes 30`.
+
+Two workers, Valkey and Tansu; every few seconds a worker is killed, frozen or replaced, Redis is
+killed or made slow, a link is cut. At the end of each round the oracle judges everything so far, so
+that a run may be stopped at any round; `--seed` repeats its faults. Memory of the servers is not
+judged, that of the workers is: see `Memory`.
+"""
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+
+from deploy.local import LocalKafka, LocalRedis
+from tests.conftest import PARTITIONS, Topics
+from tests.faults.oracle import Oracle
+from tests.faults.proxy import Proxy
+from tests.faults.workload import SETTINGS, families
+from tests.stream.harness import Worker
+
+FAMILIES = 40  # new ones a round
+FAULTS = 4  # in a round
+SECONDS = 300.0  # until everything of a round is answered
+SESSION_SECONDS = 3
+FROZEN_SECONDS = 6.0
+DELAY_SECONDS = 0.2
+PAUSE_SECONDS = 3.0
+MOST_GROWTH = 1.2
+SETTLED_ROUNDS = 3  # rounds after which a process has all it will ever load
+
+
+class Memory:
+    """Resident memory of worker processes that lived through several rounds.
+
+    `judge` fails where one has grown by more than a fifth since it had settled.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, list[int]] = {}
+
+    def look(self, workers: list[Worker]) -> None:
+        """Note what each has now, in bytes."""
+        for worker in workers:
+            if worker.process is not None and worker.running:
+                size = psutil.Process(worker.process.pid).memory_info().rss
+                self._seen.setdefault(worker.process.pid, []).append(size)
+
+    def judge(self) -> str:
+        """One line that says how much they grew."""
+        grown = [
+            sizes[-1] / sizes[SETTLED_ROUNDS - 1]
+            for sizes in self._seen.values()
+            if len(sizes) > SETTLED_ROUNDS
+        ]
+        assert max(grown, default=1.0) < MOST_GROWTH, f"memory grew: {grown}"
+        return f"{max(grown, default=1.0):.2f} of {len(grown)} workers that lived long enough"
+
+
+class Soak:
+    """The servers, the workers, and what may happen to them."""
+
+    def __init__(self, stack: ExitStack, folder: Path, chance: random.Random) -> None:
+        self._chance = chance
+        self._redis = stack.enter_context(LocalRedis(aof=True))
+        self._proxy = stack.enter_context(Proxy(self._redis.port))
+        kafka = stack.enter_context(LocalKafka())
+        own = uuid.uuid4().hex[:8]
+        topics = Topics(f"i-{own}", f"v-{own}", f"d-{own}", f"g-{own}")
+        kafka.create_topics(dict.fromkeys(topics[:3], PARTITIONS))
+        url = f"redis://127.0.0.1:{self._proxy.port}/0"
+        # The first is left alone but for what happens to Redis: its memory is watched.
+        self.workers = [
+            stack.enter_context(
+                Worker(
+                    kafka.bootstrap,
+                    url,
+                    topics,
+                    folder / f"worker-{number}.log",
+                    session_timeout_seconds=SESSION_SECONDS,
+                    redis_timeout_seconds=1.0,
+                    **SETTINGS,  # type: ignore[arg-type]
+                ).wait_ready()
+            )
+            for number in range(2)
+        ]
+        self.oracle = stack.enter_context(Oracle(kafka.bootstrap, topics, self._redis))
+
+    def round(self, number: int) -> None:
+        """Publish, let things happen, wait for the end, judge."""
+        self.oracle.publish(families(FAMILIES, first=number * FAMILIES))
+        faults: list[Callable[[], None]] = [
+            self._kill_worker,
+            self._freeze_worker,
+            self._replace_worker,
+            self._kill_redis,
+            self._slow_redis,
+            self._cut_redis,
+        ]
+        for fault in self._chance.choices(faults, k=FAULTS):
+            time.sleep(self._chance.uniform(0, PAUSE_SECONDS))
+            print(f"  {fault.__name__.strip('_')}", flush=True)
+            fault()
+        self.oracle.wait_until_finished(SECONDS)
+        self.oracle.judge()
+
+    def _kill_worker(self) -> None:
+        self.workers[1].kill()
+        self.workers[1].start()
+
+    def _freeze_worker(self) -> None:
+        process = self.workers[1].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(FROZEN_SECONDS)
+        process.send_signal(signal.SIGCONT)
+
+    def _replace_worker(self) -> None:
+        if self.workers[1].ready():  # before that there is nothing to hand over
+            assert self.workers[1].terminate() == 0
+            self.workers[1].start()
+
+    def _kill_redis(self) -> None:
+        self._redis.kill()
+        time.sleep(self._chance.uniform(0, PAUSE_SECONDS))
+        self._redis.start()
+
+    def _slow_redis(self) -> None:
+        self._proxy.delay_seconds = self._chance.uniform(0, DELAY_SECONDS)
+        time.sleep(PAUSE_SECONDS)
+        self._proxy.delay_seconds = 0.0
+
+    def _cut_redis(self) -> None:
+        self._proxy.cut()
+        time.sleep(self._chance.uniform(0, PAUSE_SECONDS))
+        self._proxy.mend()
+
+
+def soak(minutes: float, seed: int) -> str:
+    """Run rounds until the time is over; raises AssertionError where a rule does not hold."""
+    memory = Memory()
+    deadline = time.monotonic() + minutes * 60
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dedup-soak-")))
+        run = Soak(stack, folder, random.Random(seed))
+        number = 0
+        while time.monotonic() < deadline:
+            print(f"round {number}: {len(run.oracle.sent)} events so far", flush=True)
+            run.round(number)
+            memory.look(run.workers)
+            number += 1
+        return f"{number} rounds, {len(run.oracle.sent)} events; memory at most {memory.judge()}"
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 0: every rule held all the time."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    print(soak(options.minutes, options.seed))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
