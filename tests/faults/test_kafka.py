@@ -79,7 +79,7 @@ class WorkerOf:
             **SETTINGS,
             **settings,
         }
-        worker = Worker(kafka.bootstrap, self._redis.url, topics, log, **own)
+        worker = Worker(kafka.bootstrap, self._redis.url, topics, log, **wanted)
         return self._stack.enter_context(worker).wait_ready()
 
 
