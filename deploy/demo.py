@@ -142,6 +142,7 @@ class Demo:
                 *("--verdict-topic", VERDICTS, "--dead-letter-topic", DEAD_LETTERS),
                 *("--session-timeout-seconds", str(SESSION_TIMEOUT_SECONDS)),
                 *("--http-host", HOST, "--http-port", str(port), "--decode-processes", "1"),
+                *("--embed-mode", "bf16"),  # compiling would take longer than the demo
                 *("--log-format", "text"),
                 *flags,
             )

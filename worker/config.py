@@ -226,6 +226,12 @@ class Settings(KafkaSettings, RedisSettings):
         "auto", description="how the network is run; auto takes the fastest this machine can"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it is run")
+    embed_threads: int = Field(
+        1, ge=1, le=256, description="threads the network runs on; beside decoders, one is cheapest"
+    )
+    compiled_folder: Path = Field(
+        Path("~/.cache/image-dedup-stream"), description="where compiled networks are kept"
+    )
     threshold: float | None = Field(
         None, gt=0, le=1, description="similarity of a duplicate (default: the weights' own)"
     )

@@ -1,7 +1,6 @@
 """Pictures to unit vectors: weights, device, numeric mode. Knows nothing of events or indexes."""
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from worker import weightfile
+from worker import compiling, weightfile
 from worker.errors import ConfigError
 from worker.images import PREPROCESSING, ImageLimits, decode
 from worker.network import DIMENSIONS, PARAMETER_COUNT, PER_DATASET, TruncatedResNet18, cut
@@ -20,7 +19,11 @@ DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
 DEFAULT_SHA256 = "1c43f79b6fd8a448e0505d624c339840c02245089efcc4651cc28be06104b5f5"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
-CHUNK = 32  # images at once; also the one shape that is compiled, a short batch is filled up
+COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts
+# Pictures at once: of one shape, which is compiled, so a short batch is filled up. On a processor
+# few, because what lies between two layers then stays in its cache.
+CHUNK = 8
+CUDA_CHUNK = 64
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,9 @@ log = logging.getLogger(__name__)
 class Embedder:
     """A loaded network. `load` makes one; `embed` may be called from one thread at a time."""
 
-    def __init__(self, weights: weightfile.Weights, mode: str, device: str) -> None:
+    def __init__(
+        self, weights: weightfile.Weights, mode: str, device: str, compiled: Path = COMPILED
+    ) -> None:
         about = weights.description
         self.model_id, self.threshold = weights.model_id(), about.threshold
         self.input_size, self.description = about.input_size, about
@@ -36,22 +41,39 @@ class Embedder:
         self.device = device
         network = _network(weights)
         self.parameter_count = sum(parameter.numel() for parameter in network.parameters())
-        self._forward, self.mode = _prepared(network, mode, device, self.input_size)
+        self._chunk = CUDA_CHUNK if device.startswith("cuda") else CHUNK
+        shape = (self.input_size, self.input_size, 3)
+        # One picture alone has a shape of its own: filling up would cost a chunk's work.
+        examples = [
+            torch.zeros((rows, *shape), dtype=torch.uint8, device=device)
+            for rows in (1, self._chunk)
+        ]
+        mode = _fastest(device) if mode == "auto" else mode
+        self._forward, self.mode = _prepared(network, mode, examples, compiled.expanduser())
 
     @classmethod
     def load(
-        cls, weights: str | Path = "default", *, mode: str = "auto", device: str = "auto"
+        cls,
+        weights: str | Path = "default",
+        *,
+        mode: str = "auto",
+        device: str = "auto",
+        compiled: Path = COMPILED,
+        threads: int | None = None,
     ) -> "Embedder":
         """Load "default" (shipped), "imagenet" (fetched by torchvision) or a safetensors path.
 
-        `mode`: "fp32", "bf16", "compiled" (bf16 through inductor; without a working C++ compiler
-        it becomes "bf16", which `.mode` then says) or "auto": "bf16", nothing to compile at start.
-        `device`: "cpu", "cuda", "cuda:1" or "auto". Raises ConfigError for anything that does not
-        exist or does not fit.
+        `mode`: "fp32", "bf16", "compiled" (bf16 through inductor, kept in the folder `compiled`;
+        without a working C++ compiler it becomes "bf16", which `.mode` then says) or "auto", the
+        fastest of them here. `device`: "cpu", "cuda", "cuda:1" or "auto". `threads` is how many
+        torch uses in the whole process; None leaves that as it is. Raises ConfigError for anything
+        that does not exist or does not fit.
         """
         if mode not in MODES:
             raise ConfigError(f"embedding mode {mode!r} is not one of {', '.join(MODES)}")
-        return cls(read_weights(weights), mode, pick_device(device))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(read_weights(weights), mode, pick_device(device), compiled)
 
     def embed(self, images: Sequence[bytes]) -> NDArray[np.float32]:
         """Decode and embed encoded pictures: (n, 128) unit rows. Raises EventError by decoding."""
@@ -72,14 +94,13 @@ class Embedder:
                 f"pixels must be uint8 (n, {expected}), not {pixels.dtype} {pixels.shape}"
             )
         vectors = np.empty((len(pixels), DIMENSIONS), np.float32)
-        for start in range(0, len(pixels), CHUNK):
-            chunk = pixels[start : start + CHUNK]
-            vectors[start : start + CHUNK] = self._embed_chunk(chunk)[: len(chunk)]
+        for start in range(0, len(pixels), self._chunk):
+            chunk = pixels[start : start + self._chunk]
+            vectors[start : start + self._chunk] = self._embed_chunk(chunk)[: len(chunk)]
         return vectors
 
     def _embed_chunk(self, chunk: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # One picture alone has a shape of its own: filling up would cost CHUNK times the work.
-        rows = 1 if len(chunk) == 1 else CHUNK
+        rows = 1 if len(chunk) == 1 else self._chunk
         batch = torch.zeros((rows, *chunk.shape[1:]), dtype=torch.uint8)
         batch[: len(chunk)] = torch.from_numpy(np.ascontiguousarray(chunk))
         if self.device.startswith("cuda"):
@@ -153,21 +174,31 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
+def _fastest(device: str) -> str:
+    """The mode "auto" stands for."""
+    if device.startswith("cuda"):
+        return "bf16"
+    if not compiling.has_bf16():  # emulated, it is slower than float32
+        return "fp32"
+    return "compiled" if compiling.has_compiler() else "bf16"
+
+
 def _prepared(
-    network: TruncatedResNet18, mode: str, device: str, size: int
+    network: TruncatedResNet18, mode: str, examples: list[Tensor], folder: Path
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """Fold, cast, move and maybe compile; returns the forward pass and the mode really in use."""
-    if mode == "auto":
-        mode = "bf16"
-    network = _folded(network).to(device).to(memory_format=torch.channels_last)
+    network = _folded(network).to(examples[0].device).to(memory_format=torch.channels_last)
     if mode == "fp32":
         return network, mode
     for part in (network.conv1, network.layer1, network.layer2):
         part.to(torch.bfloat16)
-    if mode == "compiled":
-        compiled = _compiled(network, device, size)
-        return (compiled, mode) if compiled is not None else (network, "bf16")
-    return network, mode
+    if mode == "bf16":
+        return network, mode
+    try:
+        return compiling.compiled(network, examples, folder), mode
+    except compiling.CompilingFailed as error:  # eager computes the same
+        log.warning("embedding runs uncompiled: %s", error)
+        return network, "bf16"
 
 
 def _folded(network: TruncatedResNet18) -> TruncatedResNet18:
@@ -183,19 +214,3 @@ def _folded(network: TruncatedResNet18) -> TruncatedResNet18:
 
 def _fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[nn.Conv2d, nn.Identity]:
     return fuse_conv_bn_eval(convolution, normalisation), nn.Identity()
-
-
-def _compiled(network: nn.Module, device: str, size: int) -> Callable[[Tensor], Tensor] | None:
-    """Compile both batch shapes now, or say why not and return None."""
-    if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        log.warning("no C++ compiler: embedding runs uncompiled")
-        return None
-    forward = torch.compile(network, dynamic=False, options={"freezing": True})
-    try:
-        with torch.inference_mode():
-            for rows in (1, CHUNK):
-                forward(torch.zeros((rows, size, size, 3), dtype=torch.uint8, device=device))
-    except Exception as error:  # whatever a compiler may raise; eager computes the same
-        log.warning("embedding runs uncompiled: %s", str(error).splitlines()[0])
-        return None
-    return forward

@@ -67,7 +67,11 @@ class Service:
         ) as health:
             log.info("starting", extra={"version": self._release, "http_port": health.port})
             embedder = Embedder.load(
-                settings.weights, mode=settings.embed_mode, device=settings.device
+                settings.weights,
+                mode=settings.embed_mode,
+                device=settings.device,
+                compiled=settings.compiled_folder,
+                threads=settings.embed_threads,
             )
             threshold = settings.threshold or embedder.threshold
             self._describe(embedder, threshold)

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 from kafka import KafkaConsumer
@@ -86,7 +86,7 @@ class Rig:
         self._stack.__exit__(kind, error, trace)
 
     def _worker(self, number: int) -> Worker:
-        settings = {
+        settings: dict[str, Any] = {
             "session_timeout_seconds": SESSION_SECONDS,
             "fetch_schemes": "file",
             "fetch_roots": self._directory,

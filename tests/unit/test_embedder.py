@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,33 +97,14 @@ def test_half_precision_hardly_moves_a_vector(embedder: Embedder) -> None:
     assert (half.embed(images) * embedder.embed(images)).sum(1).min() > 0.998
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_agrees_with_eager(untrained: Path) -> None:
-    eager = Embedder.load(untrained, mode="bf16", device="cpu")
-    compiled = Embedder.load(untrained, mode="compiled", device="cpu")
-    assert compiled.mode == "compiled"
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    agreement = (compiled.embed_pixels(pixels) * eager.embed_pixels(pixels)).sum(1)
-    assert agreement.min() > 0.998
-
-
-def test_without_a_compiler_it_runs_eager_and_says_so(
-    untrained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("worker.embedder.shutil.which", lambda _name: None)
-    assert Embedder.load(untrained, mode="compiled", device="cpu").mode == "bf16"
-    assert "uncompiled" in caplog.text
-
-
-def test_a_compiler_that_fails_is_no_reason_to_stop(
-    untrained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(*_arguments: object, **_options: object) -> None:
-        raise RuntimeError("ld returned 1")
-
-    monkeypatch.setattr("worker.embedder.torch.compile", lambda *_a, **_o: broken)
-    assert Embedder.load(untrained, mode="compiled", device="cpu").mode == "bf16"
-    assert "ld returned 1" in caplog.text
+def test_torch_uses_the_threads_it_is_told(untrained: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            Embedder.load(untrained, mode="fp32", device="cpu", threads=threads)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_imagenet_is_cut_from_the_full_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +173,7 @@ def test_a_changed_default_is_refused(
         Embedder.load()
 
 
-def _one_line(path: Path | str, **options: str) -> str:
+def _one_line(path: Path | str, **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         Embedder.load(path, **options)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,124 @@
+"""A network compiled ahead of time for this processor, kept on disk and loaded in moments.
+
+Owns the folder of compiled networks and the names in it. A start that finds its network there
+needs neither the compiler nor torch's tracing. Knows nothing of pictures or weights files.
+"""
+
+import hashlib
+import inspect
+import os
+import platform
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+Forward = Callable[[Tensor], Tensor]
+COMPILERS = ("g++", "clang++")
+OPTIONS = {"freezing": True}  # weights become constants, laid out as the kernels want them
+
+
+class CompilingFailed(Exception):
+    """The network cannot be compiled here; the message is one line."""
+
+
+def has_compiler() -> bool:
+    """Whether a C++ compiler is installed."""
+    return any(shutil.which(name) for name in COMPILERS)
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX-512 BF16, AMX, Armv8.6); Linux only."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="ascii").split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def compiled(network: nn.Module, examples: list[Tensor], folder: Path) -> Forward:
+    """`network`, compiled for batches of the shapes of `examples`; takes no other shape.
+
+    Looks in `folder` first and leaves there what it compiles. Raises CompilingFailed.
+    """
+    try:
+        with _trusted(folder) as kept, torch.inference_mode(False), torch.no_grad():
+            # Names first: tracing leaves marks on the network.
+            names = [f"{_fingerprint(network, each)}.pt2" for each in examples]
+            packages = {
+                len(each): _package(network, each, kept / name)
+                for each, name in zip(examples, names, strict=True)
+            }
+            for each in examples:
+                packages[len(each)](each)
+    except Exception as error:  # whatever torch, a compiler or a disk may raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise CompilingFailed(lines[0]) from error
+    return lambda batch: packages[len(batch)](batch)
+
+
+def _package(network: nn.Module, example: Tensor, path: Path) -> Forward:
+    if not path.exists():
+        if example.device.type == "cpu" and not has_compiler():
+            raise CompilingFailed("no C++ compiler")
+        with tempfile.TemporaryDirectory(dir=path.parent) as room:
+            fresh = Path(room) / path.name
+            exported = torch.export.export(network, (example,))
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=str(fresh), inductor_configs=dict(OPTIONS)
+            )
+            fresh.replace(path)  # whole or not at all, also where two workers compile at once
+    package: Forward = torch._inductor.aoti_load_package(str(path))
+    return package
+
+
+def _fingerprint(network: nn.Module, example: Tensor) -> str:
+    """Hash of all that the compiled code depends on."""
+    digest = hashlib.sha256()
+    facts = (
+        *(torch.__version__, platform.machine(), *_processor(), str(OPTIONS)),
+        *(str(example.shape), str(example.device), str(network)),
+        inspect.getsource(inspect.getmodule(type(network)) or type(network)),
+        *(f"{k} {v}" for k, v in vars(network).items() if isinstance(v, bool | int | float | str)),
+    )
+    digest.update("\0".join(facts).encode())
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _processor() -> Iterator[str]:
+    """What the processor is and can do: code compiled for one may not run on another."""
+    yield torch.backends.cpu.get_cpu_capability()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return
+    yield from sorted(
+        {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    )
+
+
+@contextmanager
+def _trusted(folder: Path) -> Iterator[Path]:
+    """`folder`, made if need be; a passing one where it cannot be written or is not ours alone.
+
+    Code is loaded from it, so nobody else may be able to put something there.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.stat()
+        ours = about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if ours and os.access(folder, os.W_OK):
+            yield folder
+            return
+    except OSError:
+        pass
+    with tempfile.TemporaryDirectory(prefix="dedup-compiled-") as passing:
+        yield Path(passing)
