@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 Forward = Callable[[Tensor], Tensor]
+MOST_KEPT = 16  # compiled networks, some 3 MB each
 COMPILERS = ("g++", "clang++")
 OPTIONS = {"freezing": True}  # weights become constants, laid out as the kernels want them
 
@@ -73,8 +74,16 @@ def _package(network: nn.Module, example: Tensor, path: Path) -> Forward:
                 exported, package_path=str(fresh), inductor_configs=dict(OPTIONS)
             )
             fresh.replace(path)  # whole or not at all, also where two workers compile at once
+            _drop_oldest(path.parent)
     package: Forward = torch._inductor.aoti_load_package(str(path))
     return package
+
+
+def _drop_oldest(folder: Path) -> None:
+    """Networks of weights and releases long gone would fill the disk."""
+    kept = sorted(folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime)
+    for path in kept[:-MOST_KEPT]:
+        path.unlink(missing_ok=True)
 
 
 def _fingerprint(network: nn.Module, example: Tensor) -> str:

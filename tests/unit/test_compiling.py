@@ -1,5 +1,6 @@
 """Compiled networks: as good as eager ones, kept on disk, trusted only where they are ours."""
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_what_others_may_write_is_not_loaded(
     assert used[0] == tmp_path
     assert used[1] != tmp_path
     assert not used[1].exists(), "a passing folder passes"
+
+
+def test_the_oldest_go(tmp_path: Path) -> None:
+    for number in range(compiling.MOST_KEPT + 3):
+        path = tmp_path / f"{number}.pt2"
+        path.touch()
+        os.utime(path, (number, number))
+    compiling._drop_oldest(tmp_path)
+    assert {int(path.stem) for path in tmp_path.iterdir()} == set(range(3, compiling.MOST_KEPT + 3))
 
 
 def test_a_network_is_known_by_everything_that_shapes_its_code(tmp_path: Path) -> None:
