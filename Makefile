@@ -35,13 +35,13 @@ format: $(VENV)/.dev ## let ruff repair what it can
 types: $(VENV)/.dev ## mypy, strict
 	$(RUN) -m mypy
 
-bench: $(VENV)/.bench ## the whole trip against the clock; ARGS go to the benchmark
+bench: $(VENV)/.dev ## the whole trip against the clock; ARGS go to the benchmark
 	$(RUN) -m tests.bench.pipeline $(ARGS)
 
-bench-embed: $(VENV)/.bench ## accuracy and speed of the embedder
+bench-embed: $(VENV)/.dev ## accuracy and speed of the embedder
 	$(RUN) -m tests.bench.embed $(ARGS)
 
-bench-index: $(VENV)/.bench ## recall and speed of the index
+bench-index: $(VENV)/.dev ## recall and speed of the index
 	$(RUN) -m tests.bench.index $(ARGS)
 
 clean: ## remove everything that was made here
@@ -58,9 +58,5 @@ $(VENV)/.demo: $(DEPENDENCIES) | $(RUN)
 	@touch $@
 
 $(VENV)/.dev: $(DEPENDENCIES) | $(RUN)
-	$(INSTALL) '.[dev]'
+	$(INSTALL) '.[dev,bench]'
 	@touch $@ $(VENV)/.demo
-
-$(VENV)/.bench: $(DEPENDENCIES) | $(RUN)
-	$(INSTALL) '.[bench,dev]'
-	@touch $@ $(VENV)/.dev $(VENV)/.demo
