@@ -24,6 +24,7 @@ from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata,
 
 from worker.config import Settings
 from worker.errors import ConfigError, InfrastructureError
+from worker.header_names import tolerate
 from worker.messages import Record
 from worker.offsets import Partition
 
@@ -51,6 +52,7 @@ class Consumer:
 
     def __init__(self, settings: Settings, owner: Owner) -> None:
         """Connect and subscribe. Raises as `connect` does."""
+        tolerate()
         self._topic = settings.topic
         session_ms = int(settings.session_timeout_seconds * 1000)
         self._consumer = connect(

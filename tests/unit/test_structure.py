@@ -45,7 +45,8 @@ MAY_IMPORT = {
         "threads",
         "vectors",
     },
-    "broker": {"config", "errors", "messages", "offsets"},
+    "header_names": set(),
+    "broker": {"config", "errors", "header_names", "messages", "offsets"},
     "publishing": {"broker", "config", "errors"},
     "assignment": {"jobs", "messages", "metrics", "offsets"},
     "loop": {
@@ -54,6 +55,7 @@ MAY_IMPORT = {
         "config",
         "errors",
         "jobs",
+        "lanes",
         "messages",
         "metrics",
         "pipeline",
