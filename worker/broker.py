@@ -52,7 +52,6 @@ class Consumer:
 
     def __init__(self, settings: Settings, owner: Owner) -> None:
         """Connect and subscribe. Raises as `connect` does."""
-        tolerate()
         self._topic = settings.topic
         session_ms = int(settings.session_timeout_seconds * 1000)
         self._consumer = connect(
@@ -258,6 +257,7 @@ def connect(make: Callable[[], Result]) -> Result:
 
     Raises InfrastructureError where no broker answers and ConfigError where it refuses us.
     """
+    tolerate()
     try:
         return make()
     except RetriableError as error:
