@@ -23,7 +23,7 @@ class IndexSettings:
     """Records in a cluster from which it is due for a split."""
     probes: int = 128
     """Clusters looked into for one image at most; 0 means all of them."""
-    probe_margin: float = 0.10
+    probe_margin: float = 0.15
     """A cluster whose centroid is less similar than the nearest one's by more is left out."""
     cache_bytes: int = 1 << 30
     """Bytes of cluster records a worker keeps in memory."""
