@@ -54,6 +54,7 @@ class Consumer:
         """Connect and subscribe. Raises as `connect` does."""
         self._topic = settings.topic
         session_ms = int(settings.session_timeout_seconds * 1000)
+        revoke_ms = int(settings.revoke_timeout_seconds * 1000)
         self._consumer = connect(
             lambda: KafkaConsumer(
                 **settings.client_options(),
@@ -65,6 +66,9 @@ class Consumer:
                 partition_assignment_strategy=[CooperativeStickyAssignor],
                 session_timeout_ms=session_ms,
                 heartbeat_interval_ms=max(100, session_ms // 10),
+                # How long the group waits for a member that died while joining. Ours poll many
+                # times a second, but for the longest of what `poll` itself does.
+                max_poll_interval_ms=session_ms + revoke_ms + BEGIN_MS,
                 max_partition_fetch_bytes=settings.max_message_bytes,
                 fetch_max_bytes=max(52_428_800, settings.max_message_bytes),
                 fetch_max_wait_ms=100,

@@ -107,3 +107,11 @@ def test_a_rebalance_commits_beside_no_transaction(
     asyncio.run(client.listener.on_partitions_revoked({P}))
     assert len(client.commits) == commits
     assert assignment.committable() == {}
+
+
+def test_who_dies_while_joining_holds_the_group_up_for_no_five_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, client, _ = consumer(monkeypatch, session_timeout_seconds=6, revoke_timeout_seconds=2)
+    assert client.options["session_timeout_ms"] == 6_000
+    assert client.options["max_poll_interval_ms"] == 6_000 + 2_000 + broker.BEGIN_MS

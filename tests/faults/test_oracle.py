@@ -1,0 +1,99 @@
+"""The oracle itself: it passes a clean run, and no tampered one."""
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deploy.local import LocalKafka, LocalRedis
+from tests.conftest import Topics
+from tests.faults import oracle as module
+from tests.faults.oracle import Oracle
+from tests.faults.workload import SETTINGS, families
+from tests.stream.conftest import StartWorker
+
+SECONDS = 120
+FAMILIES = 5
+Verdicts = list[dict[str, Any]]
+
+
+def first(verdicts: Verdicts, kind: str) -> dict[str, Any]:
+    return next(verdict for verdict in verdicts if verdict["verdict"] == kind)
+
+
+def lost(verdicts: Verdicts) -> None:
+    verdicts.pop()
+
+
+def twice(verdicts: Verdicts) -> None:
+    verdicts.append(verdicts[0])
+
+
+def changed_its_mind(verdicts: Verdicts) -> None:
+    verdicts.append({**verdicts[0], "verdict_id": "another"})
+
+
+def two_uniques(verdicts: Verdicts) -> None:
+    first(verdicts, "duplicate").update(verdict="unique", duplicate_of=None)
+
+
+def wrong_original(verdicts: Verdicts) -> None:
+    other = verdicts[0]["image_id"]
+    found = first(verdicts, "duplicate")
+    found["duplicate_of"] = other if found["duplicate_of"] != other else "nobody"
+
+
+def wrong_similarity(verdicts: Verdicts) -> None:
+    first(verdicts, "duplicate")["similarity"] -= 0.000_001
+
+
+def an_exact_copy_compared(verdicts: Verdicts) -> None:
+    first(verdicts, "exact")["verdict"] = "duplicate"
+
+
+def never_sent(verdicts: Verdicts) -> None:
+    verdicts.append({**verdicts[0], "image_id": "stranger", "verdict_id": "stranger's"})
+
+
+TAMPERINGS: list[Callable[[Verdicts], None]] = [
+    lost,
+    twice,
+    changed_its_mind,
+    two_uniques,
+    wrong_original,
+    wrong_similarity,
+    an_exact_copy_compared,
+    never_sent,
+]
+
+
+def test_a_clean_run_passes_and_no_tampered_one(
+    kafka_server: LocalKafka,
+    redis_server: LocalRedis,
+    topics: Topics,
+    start_worker: StartWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start_worker(**SETTINGS)
+    with Oracle(kafka_server.bootstrap, topics, redis_server, exactly_once=True) as oracle:
+        oracle.publish(families(FAMILIES))
+        oracle.wait_until_finished(SECONDS)
+        oracle.judge()
+        monkeypatch.setattr(module, "HIDDEN_SECONDS", 1.0)
+        messages = oracle._reader.messages
+        clean = oracle.verdicts()
+        passed = []
+        for tamper in TAMPERINGS:
+            verdicts: Verdicts = json.loads(json.dumps(clean))
+            tamper(verdicts)
+            messages[topics.verdicts] = [
+                SimpleNamespace(value=json.dumps(verdict)) for verdict in verdicts
+            ]
+            try:
+                oracle.judge()
+            except AssertionError:
+                continue
+            passed.append(tamper.__name__)
+        assert passed == []
