@@ -21,7 +21,7 @@ WAIT_SECONDS = 20.0
 
 
 @pytest.fixture
-def owner() -> Iterator[subprocess.Popen[str]]:
+def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A program of its own that starts both servers, prints their process ids, and sleeps."""
     program = """
         import time
@@ -31,7 +31,8 @@ def owner() -> Iterator[subprocess.Popen[str]]:
             time.sleep(600)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         yield process
         process.kill()
 
