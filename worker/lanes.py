@@ -5,6 +5,8 @@ A lane's head is handed on once it is ready; a slow job holds back its own parti
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, Queue
 from threading import Condition
 from time import monotonic
 from typing import Generic, TypeVar
@@ -12,6 +14,20 @@ from typing import Generic, TypeVar
 from worker.offsets import Partition
 
 Job = TypeVar("Job")
+
+CROWDED = 5  # times the patience, when a whole batch is on its way anyway
+
+
+def take_all(queue: "Queue[list[Job]]", timeout: float | None = None) -> list[Job]:
+    """Wait for one batch and join to it what else is queued: who is behind takes larger ones.
+
+    Raises queue.Empty when nothing comes within `timeout` seconds.
+    """
+    jobs = list(queue.get(timeout=timeout))
+    with suppress(Empty):
+        while True:
+            jobs += queue.get_nowait()
+    return jobs
 
 
 class Lanes(Generic[Job]):
@@ -46,18 +62,22 @@ class Lanes(Generic[Job]):
         """Wait for ready heads; return up to `most` of them, or [] once closed and empty.
 
         With at least one ready, wait up to `patience` seconds for more, but only while other
-        jobs are here and on their way: a lone job never waits.
+        jobs are here and on their way: a lone job never waits. Where as many as could be taken
+        are on their way, each has a queue behind it in which it would wait longer, and a full
+        batch is cheaper: then the patience is `CROWDED` times as long.
         """
         with self._changed:
             taken: list[Job] = []
-            deadline: float | None = None
+            started: float | None = None
             while True:
                 self._collect(taken, most)
                 if self._closed or len(taken) == most or (taken and not self._lanes):
                     return taken
-                if taken and deadline is None:
-                    deadline = monotonic() + patience
-                remaining = None if deadline is None else deadline - monotonic()
+                if taken and started is None:
+                    started = monotonic()
+                crowded = len(taken) + sum(map(len, self._lanes.values())) >= most
+                limit = patience * CROWDED if crowded else patience
+                remaining = None if started is None else started + limit - monotonic()
                 if remaining is not None and remaining <= 0:
                     return taken
                 self._changed.wait(remaining)

@@ -18,6 +18,7 @@ from worker.broker import Consumer, Offsets
 from worker.config import Settings
 from worker.errors import EventError, InfrastructureError
 from worker.jobs import Job
+from worker.lanes import take_all
 from worker.messages import Verdict, dead_letter_headers
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
@@ -190,7 +191,7 @@ class Loop:
             publish, close = self._make_publisher()
             while not self._closing.is_set():
                 try:
-                    jobs = self._pipeline.outcomes.get(timeout=POLL_SECONDS)
+                    jobs = take_all(self._pipeline.outcomes, POLL_SECONDS)
                 except Empty:
                     continue
                 self._publish(publish, jobs)

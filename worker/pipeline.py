@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from worker.errors import EventError
 from worker.index import Index
 from worker.jobs import Job, Pixels
-from worker.lanes import Lanes
+from worker.lanes import Lanes, take_all
 from worker.messages import MessageLimits, parse
 from worker.metrics import Metrics
 from worker.reading import Reader
@@ -269,7 +269,7 @@ class Pipeline:
         self._on_step("embedded")
 
     def _resolve_stage(self) -> None:
-        while (jobs := self._embedded.get()) and not self._stopping.is_set():
+        while not self._stopping.is_set() and (jobs := take_all(self._embedded)):
             with self._metrics.stage("resolve"):
                 self._resolver.resolve(jobs)
             for job in jobs:

@@ -1,10 +1,14 @@
 """Order inside a partition, independence between partitions, and patience only where it pays."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import Empty, Queue
 from threading import Event
 
-from worker.lanes import Lanes
+import pytest
+
+from worker.lanes import Lanes, take_all
 from worker.offsets import Partition
 
 
@@ -80,3 +84,30 @@ def test_closing_ends_the_wait() -> None:
         assert started.wait(10)
         queue.close()
         assert taking.result(10) == []
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, *times: float) -> Iterator[float]:
+    """Let `take` read these times instead of the clock."""
+    left = iter(times)
+    monkeypatch.setattr("worker.lanes.monotonic", lambda: next(left))
+    return left
+
+
+def test_patience_is_longer_where_a_whole_batch_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for others, unread in ((1, [1.0]), (3, [])):
+        queue = lanes()
+        queue.put([Item(P, 0), *(Item(Q, n, ready=False) for n in range(others))])
+        left = clock(monkeypatch, 0.0, 0.02, 1.0)  # past the patience, past every patience
+        assert len(queue.take(4, patience=0.01)) == 1
+        assert list(left) == unread
+
+
+def test_whoever_is_behind_takes_all_that_is_queued() -> None:
+    queue: Queue[list[Item]] = Queue()
+    for number in range(3):
+        queue.put([Item(P, number)])
+    assert [item.number for item in take_all(queue)] == [0, 1, 2]
+    with pytest.raises(Empty):
+        take_all(queue, timeout=0.01)
