@@ -122,7 +122,7 @@ def _copy(data: bytes) -> bytes:
 def _pace(embedder: Embedder, pixels: Pixels, batch: int, seconds: float) -> tuple[float, float]:
     """Images a second and processor seconds an image, for at least `seconds`."""
     done, begun, cpu = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - begun < seconds:
+    while not done or time.perf_counter() - begun < seconds:
         start = done % max(1, len(pixels) - batch + 1)
         done += len(embedder.embed_pixels(pixels[start : start + batch]))
     spent = time.process_time() - cpu
