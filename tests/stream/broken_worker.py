@@ -1,12 +1,15 @@
 """A worker whose index reads first and inserts later: what the race test must catch."""
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from worker import service
 from worker.__main__ import main
 from worker.index import Answer, Arrival, Index
+
+WINDOW_SECONDS = 0.05  # between look and insert; real stores of this kind have one, too
 
 
 class ReadsFirst(Index):
@@ -15,6 +18,7 @@ class ReadsFirst(Index):
     def place(self, arrivals: Sequence[Arrival]) -> list[Answer]:
         """Look (as a check does), then insert; the answer is that of the look."""
         looked = super().place([replace(arrival, store=False) for arrival in arrivals])
+        time.sleep(WINDOW_SECONDS)
         placed = super().place(arrivals)
         return [replace(a, sequence=b.sequence) for a, b in zip(looked, placed, strict=True)]
 

@@ -22,6 +22,7 @@ PAIRS = 1000
 SPARE = 3  # candidates for each scene wanted: those too like an earlier one are left out
 THRESHOLD, MARGIN = 0.97, 0.005
 BATCH = 64  # scenes embedded at once
+BURST = 50  # pairs published at once
 SECONDS = 300
 BROKEN = Path(__file__).with_name("broken_worker.py")
 
@@ -47,6 +48,15 @@ def pairs() -> list[tuple[bytes, bytes]]:
     raise AssertionError(f"only {len(chosen)} scenes are different enough")
 
 
+def burst_events(pairs: list[tuple[bytes, bytes]], burst: range) -> list[Event]:
+    """The first of each pair for partition 0, the second for partition 1."""
+    return [
+        inline(f"{number}-{side}", pairs[number][partition], partition=partition)
+        for number in burst
+        for partition, side in enumerate("ab")
+    ]
+
+
 def uniques_per_pair(
     kafka: LocalKafka,
     topics: Topics,
@@ -57,18 +67,22 @@ def uniques_per_pair(
     workers = [start_worker(probes=0, threshold=THRESHOLD, **settings) for _ in range(2)]
     for worker in workers:
         worker.wait_ready()
-    events: list[Event] = []
-    for number, (first, second) in enumerate(pairs):
-        events.append(inline(f"{number}-a", first, partition=0))
-        events.append(inline(f"{number}-b", second, partition=1))
+    wait_for_two_owners(workers)
     with Reader(kafka.bootstrap, topics.verdicts, topics.dead_letters) as reader:
-        wait_for_two_owners(workers)
-        publish(kafka.bootstrap, topics.images, events)
-        wanted = 2 * len(pairs)
-        reader.wait(lambda: len(reader.messages[topics.verdicts]) >= wanted, SECONDS, "verdicts")
+        # In bursts, each answered before the next, so that neither worker runs ahead: else the two
+        # of a pair would not meet, and nothing would race.
+        for start in range(0, len(pairs), BURST):
+            burst = range(start, min(start + BURST, len(pairs)))
+            publish(kafka.bootstrap, topics.images, burst_events(pairs, burst))
+            wanted = 2 * burst.stop
+            reader.wait(
+                lambda wanted=wanted: len(reader.messages[topics.verdicts]) >= wanted,  # type: ignore[misc]
+                SECONDS,
+                "verdicts",
+            )
         verdicts = reader.verdicts(topics.verdicts)
         assert not reader.messages[topics.dead_letters]
-    assert len(verdicts) == wanted
+    assert len(verdicts) == 2 * len(pairs)
     served = [worker.metric("dedup_event_to_verdict_seconds_count") for worker in workers]
     assert served == [len(pairs)] * 2
     uniques = Counter({str(number): 0 for number in range(len(pairs))})

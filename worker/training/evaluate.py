@@ -40,9 +40,9 @@ def arrange(
         raise ConfigError(f"{len(asked)} photos are too few to evaluate on; 4 is the least")
     taken = {photo.sha256 for photo in asked}
     rest = [photo for photo in trained_on + distractors if photo.sha256 not in taken]
-    originals = asked[:count]
-    strangers = without_pictures_of(asked[count:], originals)
-    return Pictures(originals, strangers, without_pictures_of(rest, originals + strangers))
+    known = asked[:count]
+    strangers = without_pictures_of(asked[count:], known)
+    return Pictures(known, strangers, without_pictures_of(rest, known + strangers))
 
 
 def evaluate(who: list[Contestant], pictures: Pictures, console: Console) -> list[Trial]:
