@@ -1,5 +1,6 @@
 """The commands around the index: rebuilding in a second generation, audit, fsck."""
 
+import io
 import json
 import uuid
 from collections.abc import Callable
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kafka import KafkaProducer
 from PIL import Image
 
-from deploy.local import LocalRedis
+from deploy.local import LocalKafka, LocalRedis
+from tests.conftest import Topics
 from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
 from worker import __main__ as worker
 from worker.embedder import Embedder
@@ -145,16 +148,46 @@ def test_audit_command(single: LocalRedis, capsys: pytest.CaptureFixture[str]) -
     assert worker.main([*command[:3], "--namespace", "nowhere", "--threshold", "0.8"]) == 2
 
 
+def test_rebuild_from_the_topic(
+    redis_server: LocalRedis,
+    kafka_server: LocalKafka,
+    topics: Topics,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Adds, a check and a tombstone, in the order and with the positions Kafka gave them."""
+    bench = Bench(redis_server.client, "default")
+    bench.index(model="old").place(bench.arrivals("p", vectors(3)))
+    producer = KafkaProducer(bootstrap_servers=kafka_server.bootstrap)
+    inline = [("content-type", b"image/png")]
+    for name, headers in (("a", inline), ("b", inline), ("c", [*inline, ("op", b"check")])):
+        picture = io.BytesIO()
+        noise(len(name) + ord(name)).save(picture, "PNG")
+        producer.send(topics.images, picture.getvalue(), name.encode(), headers=headers)
+    producer.send(topics.images, None, b"a")
+    producer.close()
+    command = ["rebuild", "--redis-url", redis_server.url, "--to-model", "default"]
+    command += ["--bootstrap-servers", kafka_server.bootstrap, "--topic", topics.images]
+    assert worker.main([*command, "--embed-mode", "fp32", "--decode-processes", "1"]) == 0
+    assert "3 events stored" in capsys.readouterr().out
+    serving = bench.index(model=Embedder.load(mode="fp32").model_id)
+    assert sorted(serving.names("default", [1, 2, 3]).values()) == ["a", "b"]
+    bench.assert_whole()
+
+
+def noise(seed: int) -> Image.Image:
+    """A picture of coloured blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    return Image.fromarray(blocks).resize((200, 200))
+
+
 def test_rebuild_command(
     single: LocalRedis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two photos, one of them deleted, and one broken file, from another model's namespace."""
     bench = Bench(single.client, f"rebuilt-{uuid.uuid4().hex}")
     bench.index(model="old").place(bench.arrivals("p", vectors(3)))
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((200, 200))
-        picture.save(tmp_path / f"{name}.png")
+    for seed, name in enumerate(("a", "b")):
+        noise(seed).save(tmp_path / f"{name}.png")
     (tmp_path / "broken.png").write_bytes(b"nothing")
     plain = {"schema": 1, "namespace": bench.namespace}
     events = [
