@@ -6,6 +6,7 @@ needs neither the compiler nor torch's tracing. Knows nothing of pictures or wei
 
 import hashlib
 import inspect
+import logging
 import os
 import platform
 import shutil
@@ -18,7 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from worker.unlocked import CannotUnlock, Unlocked
+
 Forward = Callable[[Tensor], Tensor]
+log = logging.getLogger(__name__)
+
 MOST_KEPT = 16  # compiled networks, some 3 MB each
 COMPILERS = ("g++", "clang++")
 OPTIONS = {"freezing": True}  # weights become constants, laid out as the kernels want them
@@ -76,7 +81,17 @@ def _package(network: nn.Module, example: Tensor, path: Path) -> Forward:
             fresh.replace(path)  # whole or not at all, also where two workers compile at once
             _drop_oldest(path.parent)
     package: Forward = torch._inductor.aoti_load_package(str(path))
-    return package
+    return _unlocked(package, path, example) if example.device.type == "cpu" else package
+
+
+def _unlocked(package: Forward, path: Path, example: Tensor) -> Forward:
+    """The same without Python's lock, where that can be had and computes the same."""
+    try:
+        unlocked = Unlocked(path)
+    except CannotUnlock as error:
+        log.info("embedding holds the interpreter's lock: %s", error)
+        return package
+    return unlocked if torch.equal(unlocked(example), package(example)) else package
 
 
 def _drop_oldest(folder: Path) -> None:

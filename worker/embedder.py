@@ -105,6 +105,7 @@ class Embedder:
         batch[: len(chunk)] = torch.from_numpy(np.ascontiguousarray(chunk))
         if self.device.startswith("cuda"):
             batch = batch.pin_memory().to(self.device, non_blocking=True)
+        torch.get_num_threads()  # oneDNN heeds the number set elsewhere only once it was asked for
         with torch.inference_mode():
             vectors: NDArray[np.float32] = self._forward(batch).float().cpu().numpy()
         return vectors

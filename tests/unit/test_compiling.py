@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from worker import compiling
 from worker.embedder import Embedder
 from worker.images import PREPROCESSING
 from worker.network import TruncatedResNet18
+from worker.unlocked import CannotUnlock, Unlocked
 from worker.weightfile import Description, Weights, save
 
 SIZE = 32
@@ -45,6 +47,10 @@ def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     state, expected = network.state_dict(), network(example)
     first = compiling.compiled(network, [example], tmp_path)
     torch.testing.assert_close(first(example), expected)
+    for package in tmp_path.iterdir():
+        unlocked = Unlocked(package)
+        for _ in range(3):
+            torch.testing.assert_close(unlocked(example), expected)
     monkeypatch.setattr("worker.compiling.has_compiler", lambda: False)
     linear = torch.nn.Linear(3, 4)
     same = torch.nn.Sequential(linear, torch.nn.ReLU()).eval()
@@ -109,6 +115,14 @@ def test_what_others_may_write_is_not_loaded(
     assert used[0] == tmp_path
     assert used[1] != tmp_path
     assert not used[1].exists(), "a passing folder passes"
+
+
+def test_what_is_no_package_cannot_be_unlocked(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.pt2"
+    with zipfile.ZipFile(empty, "w"):
+        pass
+    with pytest.raises(CannotUnlock):
+        Unlocked(empty)
 
 
 def test_the_oldest_go(tmp_path: Path) -> None:
