@@ -16,7 +16,7 @@ from worker.images import PREPROCESSING, ImageLimits, decode
 from worker.network import DIMENSIONS, PARAMETER_COUNT, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
-DEFAULT_SHA256 = "1c43f79b6fd8a448e0505d624c339840c02245089efcc4651cc28be06104b5f5"
+DEFAULT_SHA256 = "dbbde1dac2f76c784522e42006298fa7bcfb0a8d25e3b08cada214a3ad4cc7ef"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts
@@ -142,6 +142,7 @@ def from_full_network(full: dict[str, Tensor]) -> weightfile.Weights:
     tensors = cut(full)
     tensors["centring.running_mean"] = torch.zeros(DIMENSIONS)
     tensors["centring.running_var"] = torch.ones(DIMENSIONS)
+    tensors["whitening"] = torch.eye(DIMENSIONS)
     about = weightfile.Description(
         PREPROCESSING, IMAGENET_SIZE, threshold=1.0, normalisation=PER_DATASET
     )

@@ -4,8 +4,9 @@
 takes brightness and contrast out before anything has to be learned. Pooling is the generalised mean
 (GeM, Radenovic et al., 2018). Its direction is centred and scaled per dimension by stored
 statistics, because features after a ReLU all point the same way and their cosines crowd together
-near 1; the direction, not the raw features, since those grow with the light. The network ends in
-its own normalisation, so similarity is a dot product everywhere (as in SSCD).
+near 1; the direction, not the raw features, since those grow with the light. A stored whitening
+then evens out what the dimensions share. The network ends in its own normalisation, so similarity
+is a dot product everywhere (as in SSCD).
 """
 
 from collections.abc import Mapping
@@ -36,13 +37,15 @@ class TruncatedResNet18(nn.Module):
         self.layer1, self.layer2 = full.layer1, full.layer2
         self.maxpool = full.maxpool
         self.centring = nn.BatchNorm1d(DIMENSIONS, affine=False)  # statistics, no parameters
+        self.register_buffer("whitening", torch.eye(DIMENSIONS))  # statistics too, see settling.py
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]) * 255, persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]) * 255, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed; rows have unit length."""
         direction = nn.functional.normalize(self.pooled(pixels))
-        return nn.functional.normalize(self.centring(direction * DIMENSIONS**0.5))
+        centred = self.centring(direction * DIMENSIONS**0.5)
+        return nn.functional.normalize(centred @ self.get_buffer("whitening"))
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """Features after pooling, before centring: float32 (n, 128), not negative."""
@@ -62,17 +65,6 @@ class TruncatedResNet18(nn.Module):
 def cut(full: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keep of a full torchvision ResNet-18 state dict what the truncated network holds."""
     return {name: value for name, value in full.items() if name.split(".")[0] in TRUNK}
-
-
-def symmetric(kernels: Tensor) -> Tensor:
-    """Average convolution kernels (..., k, k) over the 8 symmetries of the square.
-
-    With every kernel symmetric the network cannot tell a mirrored or quarter-turned picture from
-    the picture: a copy detector need not learn what its construction guarantees. Exact for input
-    sizes of 8n + 1, whose strided grids have a centre.
-    """
-    turned = [kernels.rot90(turns, (-2, -1)) for turns in range(4)]
-    return torch.stack([*turned, *(kernel.flip(-1) for kernel in turned)]).mean(0)
 
 
 def _generalised_mean(features: Tensor) -> Tensor:

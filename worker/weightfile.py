@@ -19,7 +19,7 @@ from torch import Tensor
 from worker.errors import ConfigError
 from worker.network import PER_IMAGE, POOLING_EXPONENT
 
-POOLING = f"gem-{POOLING_EXPONENT:g}, unit length, centred per dimension"
+POOLING = f"gem-{POOLING_EXPONENT:g}, unit length, whitened"
 FORMAT = 1
 
 

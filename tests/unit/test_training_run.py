@@ -22,6 +22,7 @@ from worker.training.lanes import Lanes, deal
 from worker.training.objective import Memory, contrastive_loss
 from worker.training.photos import Photo, read_photos, split, without_pictures_of
 from worker.training.run import Recipe, Run
+from worker.training.settling import settle, whiten
 from worker.training.views import Views, batches
 from worker.weightfile import read
 
@@ -107,6 +108,32 @@ def test_a_photos_views_are_dealt_to_different_lanes() -> None:
         photos = (place % 10).tolist()
         assert len(set(photos)) == len(photos)
     assert torch.cat(deal(10, 1, 4)).tolist() == list(range(10))
+
+
+def test_whitening_evens_out_what_dimensions_share() -> None:
+    torch.manual_seed(0)
+    network = TruncatedResNet18().eval()
+    mixed = torch.rand(3000, 128) @ torch.rand(128, 128) ** 4
+    directions = torch.nn.functional.normalize(mixed)
+    whiten(network, directions)
+    with torch.inference_mode():
+        rows = network.centring(directions * 128**0.5) @ network.get_buffer("whitening")
+    correlation = torch.corrcoef(rows.T) - torch.eye(128)
+    before = torch.corrcoef(directions.T) - torch.eye(128)
+    assert correlation.abs().mean() < 0.5 * before.abs().mean()
+    torch.testing.assert_close(rows.mean(0), torch.zeros(128), atol=1e-3, rtol=0)
+
+
+def test_settled_statistics_fit_the_weights() -> None:
+    run, photos = Run(TINY, "cpu"), read_tiles()
+    views = Views(photos, TINY.size, 0, "contrastive")
+    for layer in run.network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.get_buffer("running_var").fill_(100)  # as if the weights had since moved far away
+    settle(run, views, photos)
+    assert not run.network.training
+    assert float(run.network.bn1.get_buffer("running_var").mean()) < 50
+    assert not torch.equal(run.network.get_buffer("whitening"), torch.eye(128))
 
 
 def test_memory_forgets_the_oldest() -> None:
@@ -225,24 +252,26 @@ def test_nearest_strangers_by_hand() -> None:
     np.testing.assert_allclose(nearest.similarity, [0.5**0.5] * 3)
 
 
-def test_the_threshold_meets_the_wanted_rate_on_an_exponential_tail() -> None:
-    rng = np.random.default_rng(0)
-    similarity = 0.4 + rng.exponential(0.03, 100_000)
-    nearest = Nearest(similarity, np.zeros(len(similarity), np.int64))
+def _power_law(count: int) -> Nearest:
+    """Distances that fall short of d with probability (d / 0.8) ** 6."""
+    distance = 0.8 * np.random.default_rng(0).random(count) ** (1 / 6)
+    return Nearest(1 - distance, np.zeros(count, np.int64))
+
+
+def test_the_threshold_meets_the_wanted_rate_on_a_power_law() -> None:
+    nearest = _power_law(100_000)
     for rate in (0.01, 0.001, 0.0001):
         threshold = propose(nearest, rate).threshold
-        assert np.exp(-(threshold - 0.4) / 0.03) == pytest.approx(rate, rel=0.25)
+        assert ((1 - threshold) / 0.8) ** 6 == pytest.approx(rate, rel=0.3)
     more = propose(nearest, 0.001, stored=1_000_000).threshold
-    assert np.exp(-(more - 0.4) / 0.03) == pytest.approx(0.0001, rel=0.25)
+    assert ((1 - more) / 0.8) ** 6 == pytest.approx(0.0001, rel=0.3)
 
 
 def test_true_copies_at_the_top_hardly_move_the_threshold() -> None:
-    rng = np.random.default_rng(0)
-    similarity = 0.4 + rng.exponential(0.03, 5000)
-    clean = propose(Nearest(similarity, np.zeros(5000, np.int64)), 0.001).threshold
-    similarity[:15] = 0.99
-    with_copies = propose(Nearest(similarity, np.zeros(5000, np.int64)), 0.001).threshold
-    assert abs(with_copies - clean) < 0.05
+    nearest = _power_law(5000)
+    clean = propose(nearest, 0.001).threshold
+    nearest.similarity[:50] = 0.999
+    assert abs(propose(nearest, 0.001).threshold - clean) < 0.03
 
 
 def test_calibration_writes_weights_with_the_new_threshold(trained: Path, archive: Path) -> None:

@@ -3,7 +3,6 @@ for the copy. After SSCD (Pizzi et al., 2022) and the ISC-2021 winners.
 
 Every choice comes from the generator handed in, so a view is a function of (photo, seed).
 Edits are applied in the order pictures meet them: geometry, light, overlays, frames, recoding.
-Mirrors and quarter turns are missing: the network is blind to them (`worker.network.symmetric`).
 """
 
 import math
@@ -56,6 +55,10 @@ def hard_view(image: Image.Image, other: Image.Image, rng: np.random.Generator) 
 
 
 def _geometry(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    if rng.random() < 0.35:
+        image = edits.mirror(image)
+    if rng.random() < 0.35:
+        image = edits.quarter_turn(image, int(rng.integers(1, 4)))
     if rng.random() < 0.2:
         image = edits.turn(image, rng.uniform(-15, 15), _colour(rng))
     if rng.random() < 0.55:

@@ -4,8 +4,9 @@
 
 Every picture asks for its nearest stranger, compared as the index compares (int8). The threshold is
 where the tail of those similarities meets the wanted rate. Collections hold true copies nobody
-knows of, and they sit at the very top; so the tail is fitted where 95 to 99 % of the pictures lie
-and continued as an exponential, and the pairs above it are shown for a person to judge.
+knows of, and they sit at the very top; so the tail is fitted below them, between 80 and 95 % of the
+pictures, and continued as distances to a nearest neighbour fall: by a power (Levina and Bickel,
+2005). The pairs above the threshold are shown for a person to judge.
 """
 
 import argparse
@@ -24,8 +25,8 @@ from worker.errors import ConfigError
 from worker.images import to_pixels
 from worker.training.photos import Photo, read_photos, split
 
-FEWEST = 200  # pictures; the 99 % point of fewer means nothing
-LOWER, UPPER = 0.95, 0.99  # the part of the tail that is fitted
+FEWEST = 200  # pictures; the 95 % point of fewer means little
+LOWER, UPPER = 0.80, 0.95  # the part of the tail that is fitted
 AT_ONCE = 256
 
 
@@ -58,11 +59,12 @@ def embed(embedder: Embedder, photos: list[Photo]) -> vectors.Vectors:
     return np.concatenate(rows)
 
 
-def nearest_strangers(stored: vectors.Vectors) -> Nearest:
-    """Find each picture's best other picture."""
-    similarity, stranger = np.empty(len(stored)), np.empty(len(stored), np.int64)
-    for at in range(0, len(stored), AT_ONCE):
-        scores = vectors.similarity(stored[at : at + AT_ONCE], stored)
+def nearest_strangers(asked: vectors.Vectors, others: vectors.Vectors | None = None) -> Nearest:
+    """Find each asked picture's best other picture, among the asked and then the others."""
+    stored = asked if others is None else np.concatenate([asked, others])
+    similarity, stranger = np.empty(len(asked)), np.empty(len(asked), np.int64)
+    for at in range(0, len(asked), AT_ONCE):
+        scores = vectors.similarity(asked[at : at + AT_ONCE], stored)
         own = np.arange(len(scores))
         scores[own, at + own] = -2
         stranger[at : at + AT_ONCE] = scores.argmax(1)
@@ -70,19 +72,23 @@ def nearest_strangers(stored: vectors.Vectors) -> Nearest:
     return Nearest(similarity, stranger)
 
 
-def propose(nearest: Nearest, false_rate: float, stored: int | None = None) -> Proposal:
+def propose(
+    nearest: Nearest, false_rate: float, stored: int | None = None, compared: int | None = None
+) -> Proposal:
     """Continue the tail to the wanted rate; more stored pictures raise each one's chance in step.
 
-    `stored` defaults to the number measured. Raises ConfigError for fewer than FEWEST pictures.
+    `stored` defaults to the number measured, `compared` says how many each was compared with where
+    that were more. Raises ConfigError for fewer than FEWEST pictures.
     """
     count = len(nearest.similarity)
     if count < FEWEST:
         raise ConfigError(f"{count} pictures are too few to calibrate on; {FEWEST} is the least")
     meant = stored or count
     lower, upper = np.quantile(nearest.similarity, [LOWER, UPPER])
-    slope = (upper - lower) / math.log((1 - LOWER) / (1 - UPPER))
-    wanted = false_rate * count / meant
-    threshold = float(np.clip(upper + slope * math.log((1 - UPPER) / wanted), -1, 1))
+    far, close = math.log(max(1e-9, 1 - lower)), math.log(max(1e-9, 1 - upper))
+    power = (far - close) / math.log((1 - LOWER) / (1 - UPPER))
+    wanted = false_rate * (compared or count) / meant
+    threshold = 1 - math.exp(close - power * math.log((1 - UPPER) / wanted))
     reached = int((nearest.similarity >= threshold).sum())
     return Proposal(round(threshold, 4), false_rate, meant, count, reached)
 

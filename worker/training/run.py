@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.images import PREPROCESSING
-from worker.network import DIMENSIONS, TruncatedResNet18, symmetric
+from worker.network import DIMENSIONS, TruncatedResNet18
 from worker.training.lanes import Lanes, deal
 from worker.training.objective import Memory, contrastive_loss, rotation_loss
 from worker.weightfile import Description, Weights
@@ -29,8 +29,8 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     batch: int = _option(128, "photos a step, each seen twice")
-    size: int = _option(97, "pixels a side, of the last phase and of the shipped network")
-    early_size: int = _option(65, "pixels a side at first: cheaper steps for coarse features")
+    size: int = _option(96, "pixels a side, of the last phase and of the shipped network")
+    early_size: int = _option(80, "pixels a side at first: cheaper steps for coarse features")
     early_share: float = _option(0.55, "share of the run with the early size")
     rate: float = _option(3e-3, "highest learning rate of AdamW")
     warmup: float = _option(0.03, "share of the run in which the rate rises; then it falls to 0")
@@ -55,7 +55,6 @@ class Run:
         weights = [*self.network.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(weights, recipe.rate, weight_decay=recipe.decay)
         self.step, self.seconds = 0, 0.0
-        self._symmetrise()
 
     def progress(self) -> float:
         """Share of the run that is done, by steps or by the clock."""
@@ -85,24 +84,10 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         assert rows.grad is not None
         self.lanes.backward(outputs, [rows.grad[place] for place in places])
-        if not rotation:
-            for kernel in self._kernels():
-                assert kernel.grad is not None
-                kernel.grad = symmetric(kernel.grad)
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
         self.step += 1
         return float(loss.detach())
-
-    def _kernels(self) -> list[nn.Parameter]:
-        return [weight for weight in self.network.parameters() if weight.dim() == 4]
-
-    @torch.no_grad()
-    def _symmetrise(self) -> None:
-        """Tie the kernels; symmetric gradients keep them tied, as AdamW works number by number."""
-        if self.recipe.objective != "rotation":  # which needs to tell orientations apart
-            for kernel in self._kernels():
-                kernel.copy_(symmetric(kernel))
 
     def _loss(self, rows: Tensor, labels: Tensor) -> Tensor:
         if self.recipe.objective == "rotation":
@@ -123,7 +108,6 @@ class Run:
         """Begin with a trained network instead of random numbers."""
         self.network.load_state_dict(weights.tensors, strict=False)
         self.lanes.adopt_statistics()
-        self._symmetrise()
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on, replacing the old file only when complete."""

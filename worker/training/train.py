@@ -24,6 +24,7 @@ from worker.training.contestants import Embedded
 from worker.training.evaluate import arrange
 from worker.training.photos import Photo, read_photos, split
 from worker.training.run import Recipe, Run
+from worker.training.settling import settle
 from worker.training.trial import figures, run_trial
 from worker.training.views import Views, batches
 from worker.weightfile import save
@@ -50,7 +51,8 @@ def main(argv: list[str]) -> int:
         run.load(out.with_suffix(".checkpoint"))
     views = Views(kept, recipe.size, recipe.seed, recipe.objective)
     follow(run, views, out, arguments["processes"], arguments["save_every"])
-    finish(run, held_out, out)
+    settle(run, views, kept)
+    finish(run, kept, held_out, out)
     return 0
 
 
@@ -86,11 +88,16 @@ def steps(run: Run, views: Views, processes: int) -> Iterator[tuple[float, float
             yield loss, pixels.shape[0] * pixels.shape[1] / seconds
 
 
-def finish(run: Run, held_out: list[Photo], out: Path) -> None:
-    """Calibrate and evaluate on the photos set aside, and write the weights."""
+def finish(run: Run, kept: list[Photo], held_out: list[Photo], out: Path) -> None:
+    """Calibrate and evaluate on the photos set aside, and write the weights.
+
+    The threshold rests on their nearest strangers among all photos, as in a filled index.
+    """
     save(out, run.weights(1.0, {}))
     who = Embedded("held out", out, "fp32", rounded=True)
-    proposal = propose(nearest_strangers(embed(who.embedder, held_out)), FALSE_RATE, STORED)
+    asked, others = embed(who.embedder, held_out), embed(who.embedder, kept)
+    nearest = nearest_strangers(asked, others)
+    proposal = propose(nearest, FALSE_RATE, STORED, len(asked) + len(others))
     who.threshold = proposal.threshold
     found = figures(run_trial(who, arrange(held_out, [], 300, 1.0), lambda: None))
     save(out, run.weights(proposal.threshold, {"calibration": asdict(proposal), **found}))
