@@ -87,10 +87,12 @@ class Soak:
                     session_timeout_seconds=SESSION_SECONDS,
                     redis_timeout_seconds=1.0,
                     **SETTINGS,  # type: ignore[arg-type]
-                ).wait_ready()
+                )
             )
             for number in range(2)
         ]
+        for worker in self.workers:
+            worker.wait_ready()
         self.oracle = stack.enter_context(Oracle(kafka.bootstrap, topics, self._redis))
 
     def round(self, number: int) -> None:
