@@ -1,4 +1,4 @@
-"""Integer matrix products, as fast as the processor makes them and never inexact.
+"""Matrix products on one thread: of whole numbers, never inexact, and of floats.
 
 Owns the choice between torch's int8 kernel and numpy's float32, whatever is multiplied.
 """
@@ -54,3 +54,15 @@ def product(left: Vectors, right: Vectors) -> npt.NDArray[Any]:
     if integer_kernel_is_exact():
         return _integer_product(left, right)
     return dots(left, right)
+
+
+def inner(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return float32 dot products (n, m) of rows (n, k) and (m, k), on this thread.
+
+    numpy's BLAS would wake threads of its own, which then spin beside a busy worker.
+    """
+    with one_thread():
+        product: npt.NDArray[np.float32] = (
+            torch.from_numpy(left) @ torch.from_numpy(right).T
+        ).numpy()
+    return product

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from worker.index.answers import IndexSettings
 from worker.index.cache import LAYOUT
+from worker.index.kernel import inner
 from worker.index.keys import CENTROID, CLUSTER, NEVER_READ, Keys, State
 from worker.index.space import Space
 from worker.index.store import Argument, Store
@@ -200,7 +201,7 @@ def _moves(space: Space, contents: Contents, fresh: list[int]) -> Plan | None:
     if contents.cluster not in space.table:
         return None
     centroids = space.table.directions_of([contents.cluster, *fresh])
-    near = directions_of(contents.vectors) @ centroids.T
+    near = inner(directions_of(contents.vectors), centroids)
     near[:, 0] += NEARER
     nearest = near.argmax(axis=1)
     nearest[contents.sequences == 0] = 0
@@ -210,9 +211,8 @@ def _moves(space: Space, contents: Contents, fresh: list[int]) -> Plan | None:
 
 
 def _merge(space: Space, contents: Contents, neighbours: list[int]) -> Plan:
-    nearest = (directions_of(contents.vectors) @ space.table.directions_of(neighbours).T).argmax(
-        axis=1
-    )
+    near = inner(directions_of(contents.vectors), space.table.directions_of(neighbours))
+    nearest = near.argmax(axis=1)
     return Plan(contents, neighbours, [], _places(contents, nearest))
 
 
@@ -228,7 +228,7 @@ def _split(space: Space, contents: Contents, neighbours: list[int]) -> Plan:
     new = [_centroid(rows[sides == side]) for side in (0, 1)]
     choices = np.concatenate([space.table.directions_of(neighbours), directions_of(np.stack(new))])
     # Both halves stay as large as 2-means made them, but for what lies nearer to a neighbour.
-    near = rows @ choices[: len(neighbours)].T
+    near = inner(rows, choices[: len(neighbours)])
     own = (rows * choices[len(neighbours) + sides]).sum(axis=1)
     nearest = np.full(len(contents.sequences), -1, np.intp)
     nearest[contents.living] = len(neighbours) + sides
@@ -245,11 +245,11 @@ def two_means(rows: Rows, sequences: npt.NDArray[np.uint64]) -> npt.NDArray[np.i
     Where one side would be tiny, or all rows are alike, the cut is at the median: the earlier
     sequences, among equals, stay together.
     """
-    along = rows @ _widest(rows)
+    along = inner(rows, _widest(rows)[None])[:, 0]
     sides: npt.NDArray[np.intp] = np.zeros(len(rows), np.intp)
     ends = rows[[int(along.argmin()), int(along.argmax())]]
     for _ in range(ROUNDS):
-        sides = (rows @ ends.T).argmax(axis=1)
+        sides = inner(rows, ends).argmax(axis=1)
         if sides.min() == sides.max():
             break
         ends = np.stack([_mean(rows[sides == side]) for side in (0, 1)])
@@ -266,7 +266,7 @@ def _widest(rows: Rows) -> Rows:
     centred = rows - rows.mean(axis=0)
     axis: Rows = centred[int((centred * centred).sum(axis=1).argmax())]
     for _ in range(ROUNDS):
-        axis = centred.T @ (centred @ axis)
+        axis = inner(inner(centred, axis[None]).T, centred.T)[0]
         length = float(np.sqrt((axis * axis).sum()))
         if length == 0:
             return axis
