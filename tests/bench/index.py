@@ -2,8 +2,8 @@
 
     make bench-index ARGS="--sizes 10000 100000 --photos DIR_OR_TAR… --json FILE --plot FILE.png"
 
-One Redis is grown from size to size through the index's own calls, images arriving in batches of
-64 and clusters splitting as they do in service; at each size it is measured. Beside it in the same
+One Redis is grown from size to size through the index's own calls, images arriving in batches,
+clusters splitting as in service; at each size it is measured in batches of 64. Beside it, in one
 process: numpy brute force and faiss IVF-Flat with as many lists as the index has clusters and as
 many probes as it takes to the same recall. Everything on one thread each. Caveats: times are those
 of this machine with whatever else ran; the caches are warm; distractors are drawn, not photographed
@@ -16,58 +16,26 @@ import json
 import shutil
 import statistics
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import faiss
 import numpy as np
-import numpy.typing as npt
 import redis
 
 from deploy.local import LocalRedis
 from tests.bench.index_data import Distractors, Real, likeness, real_vectors
+from tests.bench.index_report import Measured, plot, table
+from tests.bench.index_rivals import BATCH, brute_force, brute_force_time, faiss_lists
 from worker.index import Answer, Arrival, Index, IndexSettings
-from worker.index.kernel import one_thread, product
 from worker.index.keys import Keys, State
 from worker.index.store import Store
-from worker.vectors import Vectors, directions_of, quantize, squared_norms
+from worker.vectors import Vectors, quantize
 
-BATCH = 64
 FILLING = 512
 TIMED = 30
 """Batches that are timed at each size; the first third of them warms the cache."""
 NAMESPACE = "bench"
 VERDICT = b"v" * 14  # what a unique image's decision takes
-FAISS_LISTS_TRAINED_ON = 64
-
-
-@dataclass
-class Measured:
-    """One row of the table."""
-
-    stored: int
-    clusters: int
-    largest_cluster: int
-    median_cluster: int
-    threshold: float
-    planted: int
-    recall: float
-    recall_of_verdicts: float
-    compared: float
-    compared_share: float
-    probes: float
-    truncated: float
-    p50_seconds: float
-    p99_seconds: float
-    worker_core_seconds: float
-    redis_core_seconds: float
-    redis_bytes_per_image: float
-    faiss_p50_seconds: float
-    faiss_probes: int
-    faiss_recall: float
-    bruteforce_p50_seconds: float
-    seconds_to_fill: float = field(default=0.0)
 
 
 class Rig:
@@ -178,23 +146,6 @@ def measure(rig: Rig, real: Real, distractors: Distractors) -> Measured:
     )
 
 
-def brute_force(
-    stored: Vectors, queries: Vectors, real: Real, threshold: float
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """For each query, whether its photo reaches the threshold, and whether any image does."""
-    lengths = np.sqrt(squared_norms(queries))
-    own = np.einsum(
-        "ij,ij->i", queries.astype(np.float32), stored[real.original].astype(np.float32)
-    ) / (lengths * np.sqrt(squared_norms(stored[real.original])))
-    best = np.full(len(queries), -1.0)
-    for start in range(0, len(stored), 50_000):
-        part = stored[start : start + 50_000]
-        with one_thread():
-            near = product(part, queries) / np.sqrt(squared_norms(part))[:, None]
-        best = np.maximum(best, near.max(axis=0) / lengths)
-    return own >= threshold, best >= threshold
-
-
 def checked(rig: Rig, index: Index, queries: Vectors) -> list[Answer]:
     """What the index says to the queries, storing nothing."""
     answers: list[Answer] = []
@@ -228,60 +179,6 @@ def timed(rig: Rig, index: Index, distractors: Distractors) -> tuple[list[float]
     return times, cpu / (len(times) * BATCH), redis_cpu / (len(times) * BATCH)
 
 
-def brute_force_time(stored: Vectors, queries: Vectors) -> float:
-    """Median seconds an image of one float32 product with everything, in batches."""
-    rows = stored.astype(np.float32)
-    times = []
-    for start in range(0, min(len(queries), 5 * BATCH), BATCH):
-        part = queries[start : start + BATCH].astype(np.float32)
-        began = time.perf_counter()
-        for at in range(0, len(rows), 100_000):
-            (part @ rows[at : at + 100_000].T).max(axis=1)
-        times.append((time.perf_counter() - began) / len(part))
-    return float(np.median(times))
-
-
-def faiss_lists(
-    stored: Vectors,
-    queries: Vectors,
-    real: Real,
-    reaching: npt.NDArray[np.bool_],
-    *,
-    recall: float,
-    lists: int,
-) -> dict[str, Any]:
-    """IVF-Flat in process: the fewest probes with the recall wanted, and its median time."""
-    inverted: Any
-    faiss.omp_set_num_threads(1)
-    rows, asked = directions_of(stored), directions_of(queries)
-    quantizer = faiss.IndexFlatIP(128)
-    index = faiss.IndexIVFFlat(quantizer, 128, lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter = 8
-    index.train(rows[:: max(1, len(rows) // (lists * FAISS_LISTS_TRAINED_ON))])
-    index.add(rows)
-    lists_of = np.zeros(len(rows), np.int64)
-    inverted = index.invlists
-    for number in range(lists):
-        size = inverted.list_size(number)
-        lists_of[faiss.rev_swig_ptr(inverted.get_ids(number), size)] = number
-    _, order = quantizer.search(asked, min(lists, 1024))
-    homes = lists_of[real.original][:, None]
-    rank = np.where((order == homes).any(1), (order == homes).argmax(1), lists)[reaching]
-    probes = next((p for p in range(1, lists) if (rank < p).mean() >= recall), lists)
-    index.nprobe = probes
-    times = []
-    for start in range(0, len(asked), BATCH):
-        part = asked[start : start + BATCH]
-        began = time.perf_counter()
-        index.search(part, 5)
-        times.append((time.perf_counter() - began) / len(part))
-    return {
-        "faiss_p50_seconds": float(np.median(times)),
-        "faiss_probes": probes,
-        "faiss_recall": float((rank < probes).mean()),
-    }
-
-
 def seconds_to_decide(
     rows: Vectors, settings: IndexSettings, binary: Path | None
 ) -> tuple[float, float]:
@@ -301,56 +198,6 @@ def seconds_to_decide(
             rig.insert(index, arrivals)
         seconds = time.perf_counter() - began
         return seconds, rig.redis_cpu() + time.process_time() - cores
-
-
-def table(results: list[Measured]) -> str:
-    """The results as Markdown."""
-    head = (
-        "| stored | clusters (median, largest) | probes | compared | of all | recall | verdicts | "
-        "truncated | ms an image p50, p99 | core-ms worker + Redis | bytes an image | faiss ms "
-        "(probes) | brute force ms |"
-    )
-    lines = [head, "|" + "---|" * head.count(" |")]
-    for r in results:
-        lines.append(
-            f"| {r.stored:,} | {r.clusters:,} ({r.median_cluster}, {r.largest_cluster}) | "
-            f"{r.probes:.1f} | {r.compared:,.0f} | {r.compared_share:.2%} | {r.recall:.4f} | "
-            f"{r.recall_of_verdicts:.4f} | {r.truncated:.1%} | {r.p50_seconds * 1e3:.2f}, "
-            f"{r.p99_seconds * 1e3:.2f} | {r.worker_core_seconds * 1e3:.2f} + "
-            f"{r.redis_core_seconds * 1e3:.2f} | {r.redis_bytes_per_image:.0f} | "
-            f"{r.faiss_p50_seconds * 1e3:.3f} ({r.faiss_probes}) | "
-            f"{r.bruteforce_p50_seconds * 1e3:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def plot(results: list[Measured], path: Path) -> None:
-    """Recall, share compared and time over size."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    sizes = [r.stored for r in results]
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 4))
-    left.semilogx(sizes, [r.recall for r in results], "o-", label="planted duplicates found")
-    left.axhline(0.995, color="grey", linestyle=":", label="wanted")
-    left.set(title="Recall against brute force", ylim=(0.95, 1.002))
-    middle.loglog(sizes, [r.compared_share * 100 for r in results], "o-", label="compared")
-    middle.set(title="Share of all vectors compared, %")
-    for name, values in (
-        ("index, shared in Redis", [r.p50_seconds for r in results]),
-        ("faiss IVF-Flat, in process", [r.faiss_p50_seconds for r in results]),
-        ("numpy brute force", [r.bruteforce_p50_seconds for r in results]),
-    ):
-        right.loglog(sizes, [value * 1e3 for value in values], "o-", label=name)
-    right.set(title="ms an image, batches of 64")
-    for panel in (left, middle, right):
-        panel.set_xlabel("images stored")
-        panel.grid(alpha=0.3)
-        panel.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
