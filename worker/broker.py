@@ -171,7 +171,8 @@ class Consumer:
         we are no member: the brokers would take that as a commit that wants no fence.
         """
         found = self._consumer.group_metadata()
-        if found.generation_id < 0:
+        # In a rebalance the generation is new already, and the leases are still the old ones.
+        if found.generation_id < 0 or found.state != MemberState.STABLE:
             raise InfrastructureError("not a member of the group just now")
         return found
 
@@ -233,11 +234,14 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         partitions = _partitions(revoked)
-        self._owner.revoking(partitions)
-        deadline = monotonic() + self._timeout
-        while self._owner.unfinished(partitions) and monotonic() < deadline:
-            await self._consumer._net.sleep(0.01)
+        # With exactly-once nothing is waited for: kafka-python's assignor may give a partition of
+        # ours to one who comes back in the very generation that takes it from us, and then both
+        # of us could commit. What is in work is dropped, and done again by its new owner.
         if self._commits:
+            self._owner.revoking(partitions)
+            deadline = monotonic() + self._timeout
+            while self._owner.unfinished(partitions) and monotonic() < deadline:
+                await self._consumer._net.sleep(0.01)
             await self._commit(partitions)
         self._owner.released(partitions)
 

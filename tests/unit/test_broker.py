@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from kafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
-from kafka.structs import ConsumerGroupMetadata, TopicPartition
+from kafka.structs import ConsumerGroupMetadata, MemberState, TopicPartition
 
 from worker import broker
 from worker.assignment import Assignment
@@ -27,6 +27,7 @@ class Client:
         self.offsets = {P: 7}
         self.commits: list[Any] = []
         self.generation = 3
+        self.state = MemberState.STABLE
 
     def subscribe(self, topics: list[str], listener: Any) -> None:
         self.listener = listener
@@ -50,7 +51,7 @@ class Client:
         self.seeks |= dict.fromkeys(partitions, "beginning")
 
     def group_metadata(self) -> ConsumerGroupMetadata:
-        return ConsumerGroupMetadata("group", self.generation, "member")
+        return ConsumerGroupMetadata("group", self.generation, "member", None, self.state)
 
     async def commit_async(self, offsets: Any) -> None:
         self.commits.append(offsets)
@@ -92,7 +93,10 @@ def test_a_position_that_is_gone_is_said_and_read_from_what_is_left(
 def test_no_membership_is_no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     member, client, _ = consumer(monkeypatch)
     assert member.membership().generation_id == 3
-    client.generation = -1
+    client.state = MemberState.REBALANCING
+    with pytest.raises(InfrastructureError, match="not a member"):
+        member.membership()
+    client.state, client.generation = MemberState.STABLE, -1
     with pytest.raises(InfrastructureError, match="not a member"):
         member.membership()
 
