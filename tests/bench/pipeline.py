@@ -25,7 +25,7 @@ from tests.bench.rivals import Pace, race
 
 WARM_UP = 64
 RIVALS = ("ideal", "fp32", "pdq", "phash")
-SLOW_IMAGES = 200  # of the rivals that are an order slower, fewer do
+SLOW_IMAGES = 60  # of the rivals that are an order slower, fewer do
 STEADY = 0.7  # of the measured maximum: the load at which latency is stated
 LOADS = (0.1, 0.3, 0.5, STEADY, 0.85, 0.95)
 
