@@ -237,13 +237,22 @@ class Settings(KafkaSettings, RedisSettings):
     )
     matches: int = Field(5, ge=1, le=20, description="most matches a verdict lists")
     cluster_limit: int = Field(
-        512, ge=8, le=65_536, description="records after which a cluster is split"
+        256, ge=8, le=65_536, description="records after which a cluster is split"
     )
     probes: int = Field(
-        64, ge=0, le=65_536, description="most clusters looked into for an image; 0: all"
+        128, ge=0, le=65_536, description="most clusters looked into for an image; 0: all"
     )
     probe_margin: float = Field(
-        0.3, ge=0, le=2, description="clusters this much less similar than the nearest are left out"
+        0.15,
+        ge=0,
+        le=2,
+        description="clusters this much less similar than the nearest are left out",
+    )
+    audit_images: int = Field(
+        64, ge=0, le=100_000, description="images an audit compares by brute force; 0: no audits"
+    )
+    audit_pause_seconds: float = Field(
+        600.0, ge=1, le=86_400, description="pause between two audits of a worker"
     )
     cache_bytes: int = Field(
         512 * MIB, ge=MIB, description="memory for stored vectors kept in the worker"

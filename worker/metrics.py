@@ -4,6 +4,7 @@ Names carry the prefix `dedup_`, values are in base units (seconds, bytes, ratio
 holds an id.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -77,14 +78,12 @@ class Metrics:
         self.best_similarity = self._histogram(
             "best_similarity", "Similarity of the nearest earlier image", SIMILARITIES
         )
-        self.cluster_records = self._gauge(
-            "cluster_records", "Records in the largest cluster of any namespace"
-        )
         self.clusters = self._gauge("clusters", "Clusters of all namespaces this worker follows")
         self.cluster_splits = self._counter("cluster_splits", "Clusters split by this worker")
         self.audit_recall = self._gauge(
             "audit_recall_ratio", "Matches the index found of those brute force finds; sampled"
         )
+        self.audit_recall.set(math.nan)  # not measured yet is not zero
 
     def _define_dependencies(self) -> None:
         self.redis_seconds = self._histogram(

@@ -17,6 +17,7 @@ from worker.errors import InfrastructureError
 from worker.health import HealthServer
 from worker.images import ImageLimits
 from worker.index import Index, IndexSettings
+from worker.index.auditing import Audit
 from worker.loop import Loop
 from worker.messages import MessageLimits
 from worker.metrics import Metrics
@@ -31,6 +32,31 @@ Result = TypeVar("Result")
 WATCH_SECONDS = 2.0  # between two looks at Redis, Kafka, lag and clusters
 IDLE_SECONDS = 1.0  # between two looks for clusters to split, when there was none
 START_PAUSE_SECONDS = 1.0  # between two tries of a service that is not there yet
+
+
+class Auditor:
+    """Audits the default namespace now and then, a bounded step at a time."""
+
+    def __init__(self, index: Index, settings: Settings, metrics: Metrics) -> None:
+        self._index = index
+        self._settings = settings
+        self._metrics = metrics
+        self._due = monotonic() + settings.audit_pause_seconds
+        self._audit: Audit | None = None
+
+    def step(self) -> None:
+        """Do some of the audit under way, or begin one that is due. Raises InfrastructureError."""
+        images = self._settings.audit_images
+        if self._audit is None:
+            if not images or monotonic() < self._due:
+                return
+            self._audit = self._index.audit("default", images)
+        result = self._audit.step()
+        if result is not None:
+            self._audit = None
+            self._due = monotonic() + self._settings.audit_pause_seconds
+            self._metrics.audit_recall.set(result.recall)
+            log.info("audited", extra={"sampled": result.sampled, "recall": result.recall})
 
 
 class Service:
@@ -224,10 +250,12 @@ class Service:
         """Split, merge and compact clusters, a bounded piece at a time, beside the stream."""
         assert self._index is not None
         show_name()
+        auditor = Auditor(self._index, self._settings, self.metrics)
         while not self._stopping.is_set():
             started = monotonic()
             try:
                 busy = self._index.maintain(None)
+                auditor.step()
             except InfrastructureError as error:
                 log.info("maintenance waits", extra={"error": str(error)})
                 busy = False
