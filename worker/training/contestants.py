@@ -94,7 +94,8 @@ class EfficientNetLite0:
 
 
 def contestant(spec: str) -> Contestant:
-    """Find by name; `NAME@MODE` sets an embedder's mode, `NAME@float` leaves its vectors unrounded.
+    """Find by name; `NAME@MODE` sets an embedder's mode, `NAME@float` takes fp32 and leaves its
+    vectors unrounded.
 
     Raises ConfigError for an unknown name, a missing file or a missing package.
     """
@@ -108,7 +109,8 @@ def contestant(spec: str) -> Contestant:
     if name == "efficientnet-lite0":
         return EfficientNetLite0()
     weights: str | Path = ROTATION if name == "rotation" else name
-    return Embedded(spec, weights, "auto" if mode in ("", "float") else mode, mode != "float")
+    chosen = {"": "auto", "float": "fp32"}.get(mode, mode)
+    return Embedded(spec, weights, chosen, mode != "float")
 
 
 def _package(name: str) -> ModuleType:
