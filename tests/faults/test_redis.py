@@ -1,5 +1,6 @@
 """Redis killed, restarted, slow, cut off and full: the stream pauses, and loses nothing."""
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +11,9 @@ from tests.faults.oracle import Oracle
 from tests.faults.proxy import Proxy
 from tests.faults.workload import SETTINGS, families
 from tests.stream.conftest import StartWorker
-from tests.stream.harness import until
+from tests.stream.harness import Event, until
 
-FAMILIES = 20
+FAMILIES = 8
 SECONDS = 180
 DELAY_SECONDS = 0.3
 TIMEOUT_SECONDS = 1.0
@@ -37,30 +38,39 @@ def test_killed_restarted_slow_and_cut_off(
         redis_timeout_seconds=TIMEOUT_SECONDS,
         **SETTINGS,
     ).wait_ready()
+    supply = itertools.count(0, FAMILIES)
+
+    def more() -> list[Event]:
+        return families(FAMILIES, first=next(supply))
+
     with Oracle(kafka_server.bootstrap, topics, redis_server) as oracle:
-        oracle.publish(families(FAMILIES))
-        oracle.wait_for(5, SECONDS)
+        # Each fault gets events of its own, published when it begins: however fast the worker is,
+        # there is work to disturb.
+        oracle.publish(more())
         redis_server.kill()  # in the middle of whatever it does; its file has what it answered
         until(lambda: not worker.ready(), SECONDS, "not ready")
         redis_server.start()
-        oracle.wait_for(oracle.outcomes + 5, SECONDS)
+        oracle.wait_until_finished(SECONDS)
+        oracle.publish(more())
         redis_server.restart()
-        oracle.wait_for(oracle.outcomes + 5, SECONDS)
+        oracle.wait_until_finished(SECONDS)
         proxy.delay_seconds = DELAY_SECONDS  # slower, within the worker's patience
-        oracle.wait_for(oracle.outcomes + 5, SECONDS)
-        proxy.delay_seconds = 2 * TIMEOUT_SECONDS  # slower than that: done, but never answered
+        oracle.publish(more())
+        oracle.wait_for(oracle.outcomes + 1, SECONDS)
         errors = worker.metric("dedup_redis_errors_total", kind="TimeoutError")
+        proxy.delay_seconds = 2 * TIMEOUT_SECONDS  # slower than that: done, but never answered
+        oracle.publish(more())
         until(
             lambda: worker.metric("dedup_redis_errors_total", kind="TimeoutError") > errors,
             SECONDS,
             "a time-out",
         )
         proxy.delay_seconds = 0.0
-        oracle.wait_for(oracle.outcomes + 5, SECONDS)
+        oracle.wait_until_finished(SECONDS)
+        oracle.publish(more())
         proxy.cut()
         until(lambda: not worker.ready(), SECONDS, "not ready")
         proxy.mend()
-        oracle.publish(families(FAMILIES, first=FAMILIES))
         oracle.wait_until_finished(SECONDS)
         oracle.judge()
     until(worker.ready, SECONDS, "ready again")
