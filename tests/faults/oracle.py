@@ -23,7 +23,8 @@ from kafka.errors import KafkaError
 
 from deploy.local import LocalRedis
 from tests.conftest import Topics
-from tests.stream.harness import Event, Reader, distinct, publish, until
+from tests.faults.workload import endless
+from tests.stream.harness import Event, Reader, Worker, distinct, publish, until
 from worker.index.cache import LAYOUT
 from worker.index.fsck import check
 from worker.index.keys import NEVER_READ, Keys
@@ -33,6 +34,7 @@ from worker.vectors import Vectors, similarity
 NAMESPACE = "default"
 MICRO = 1_000_000
 HIDDEN_SECONDS = 60.0
+FED_AT_ONCE = 30
 Place = tuple[int, int]
 """Partition and offset of an event."""
 
@@ -112,6 +114,18 @@ class Oracle:
     def wait_until_finished(self, seconds: float) -> None:
         """Wait until everything is answered and committed, looking at every step."""
         until(self._looks_done, seconds, "everything answered and committed")
+
+    def feed_until_dead(self, workers: list[Worker], seconds: float) -> None:
+        """Publish as much as it takes until all of `workers` have died of their faults."""
+        more = endless(FED_AT_ONCE)
+        self.publish(next(more))
+
+        def dead() -> bool:
+            if self._looks_done():  # by one that has not come to its step often enough
+                self.publish(next(more))
+            return not any(worker.running for worker in workers)
+
+        until(dead, seconds, "all dead")
 
     def judge(self) -> dict[str, dict[str, Any]]:
         """All rules at the end; the verdicts by image id."""

@@ -29,8 +29,7 @@ def test_killed_at_each_step_nothing_is_lost_and_no_verdict_changes(
         for count, step in enumerate(STEPS)
     ]
     with Oracle(kafka_server.bootstrap, topics, redis_server) as oracle:
-        oracle.publish(families(FAMILIES))
-        until(lambda: not any(worker.running for worker in doomed), SECONDS, "all dead")
+        oracle.feed_until_dead(doomed, SECONDS)
         start_worker(**SETTINGS)
         oracle.wait_until_finished(SECONDS)
         oracle.judge()

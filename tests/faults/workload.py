@@ -1,5 +1,8 @@
 """Events for fault tests: families of pictures, so that verdicts depend on what came before."""
 
+from collections.abc import Iterator
+from itertools import count
+
 from tests.conftest import PARTITIONS
 from tests.photos import jpeg, near_copy, scene
 from tests.stream.harness import Event, inline
@@ -17,14 +20,20 @@ SETTINGS: dict[str, object] = {
 }
 
 
-def families(count: int, first: int = 0) -> list[Event]:
+def endless(at_once: int) -> Iterator[list[Event]]:
+    """Ever new families."""
+    for first in count(0, at_once):
+        yield families(at_once, first)
+
+
+def families(number_of: int, first: int = 0) -> list[Event]:
     """Original, near copy and exact copy of each scene, spread over all partitions.
 
     The three arrive at the same time in three partitions: which is unique is for the run to
     decide, that exactly one is, is not.
     """
     events = []
-    for number in range(first, first + count):
+    for number in range(first, first + number_of):
         original = scene(number)
         pictures = [jpeg(original), jpeg(near_copy(original), 80), jpeg(original)]
         events += [

@@ -99,8 +99,7 @@ def wait_for_aborted(kafka: LocalApacheKafka, topics: Topics, committed: int) ->
 
 def test_killed_at_each_step(run: Run, kafka_server: LocalApacheKafka, topics: Topics) -> None:
     doomed = [run.worker(step, str(count % 3 + 1), "SIGKILL") for count, step in enumerate(STEPS)]
-    run.oracle.publish(families(FAMILIES))
-    until(lambda: not any(worker.running for worker in doomed), SECONDS, "all dead")
+    run.oracle.feed_until_dead(doomed, SECONDS)
     run.worker()
     run.oracle.wait_until_finished(SECONDS)
     run.oracle.judge()
