@@ -1,5 +1,6 @@
 """Fixtures every test may use: real servers on loopback, and topics of a test's own."""
 
+import signal
 import uuid
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,6 +12,14 @@ from deploy.kafka_archives import KafkaUnavailableError, fetch_archives
 from deploy.local import LocalKafka, LocalRedis
 
 PARTITIONS = 4
+
+
+def pytest_configure() -> None:
+    """Hear SIGINT even when started in the background, where shells have it ignored.
+
+    Children inherit "ignored", but not a handler; the tests of Ctrl-C need children that hear it.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Topics(NamedTuple):

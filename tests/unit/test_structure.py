@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "vectors": set(),
     "decide": {"messages"},
     "images": {"errors"},
+    "network": set(),
+    "weightfile": {"errors", "network"},
     "decoder_child": {"errors", "images"},
     "decoder_process": {"decoder_child", "errors", "images"},
     "decoding": {"decoder_process", "errors", "images", "threads"},
