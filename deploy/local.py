@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ START_ATTEMPTS = 3
 CLUSTER_SLOTS = 16_384
 
 
-class LocalServer:
+class LocalServer(ABC):
     """What all local servers share: a temporary directory, one process, and a port that stays.
 
     A subclass says how to start it (`_arguments`) and when it answers (`_answers`).
@@ -131,11 +132,13 @@ class LocalServer:
                 raise child.failure(f"{self.name} did not answer in time")
             time.sleep(POLL_SECONDS)
 
+    @abstractmethod
     def _arguments(self) -> list[str]:
-        raise NotImplementedError
+        """The command line that starts it."""
 
+    @abstractmethod
     def _answers(self) -> bool:
-        raise NotImplementedError
+        """Whether it answers a real request now."""
 
 
 class LocalRedis(LocalServer):
