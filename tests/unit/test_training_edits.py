@@ -61,6 +61,13 @@ def test_padding_reaches_the_wanted_aspect_and_keeps_the_picture() -> None:
     assert padded.crop((0, 25, 90, 65)).tobytes() == photo.tobytes()
 
 
+def test_an_inset_covers_what_it_is_asked_to() -> None:
+    photo, other = Image.new("RGB", (120, 80), edits.WHITE), Image.new("RGB", (60, 30), edits.BLACK)
+    covered = np.asarray(edits.inset(photo, other, 0.25, 1.0, 0.0).convert("L")) == 0
+    assert covered.sum() == 20 * 10
+    assert covered[:10, -20:].all()
+
+
 def test_a_screenshot_shows_the_whole_picture() -> None:
     photo = tiles()[100]
     shot = edits.screenshot(photo, aspect=1.8, margin=0.2, top=0.5, dark=False, lines=["hello"])

@@ -234,9 +234,11 @@ def test_roles_in_an_evaluation_do_not_mix(archive: Path) -> None:
     assert not (originals | strangers) & stored
 
 
-def test_a_recoded_twin_is_no_stranger() -> None:
+@pytest.mark.parametrize("way", [None, *Image.Transpose])
+def test_a_recoded_or_turned_twin_is_no_stranger(way: Image.Transpose | None) -> None:
     one, other = tiles()[100], tiles()[200]
-    twin = Image.open(io.BytesIO(encoded(one, 60)))
+    recoded = Image.open(io.BytesIO(encoded(one, 60)))
+    twin = recoded if way is None else recoded.transpose(way)
     photos = [Photo("twin", twin, b"1"), Photo("other", other, b"2")]
     kept = without_pictures_of(photos, [Photo("one", one, b"3")])
     assert [photo.name for photo in kept] == ["other"]

@@ -43,11 +43,14 @@ def mild_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def hard_view(image: Image.Image, other: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The picture as copied: several edits of any strength; `other` serves as a backdrop."""
-    for stage, chance in ((_geometry, 0.85), (_colours, 0.65), (_overlays, 0.35)):
-        if rng.random() < chance:
-            image = stage(image, rng)
+    """The picture as copied: several edits of any strength; `other` comes behind or upon it."""
+    if rng.random() < 0.85:
+        image = _geometry(image, rng)
+    if rng.random() < 0.65:
+        image = _colours(image, rng)
     if rng.random() < 0.4:
+        image = _overlays(image, other, rng)
+    if rng.random() < 0.45:
         image = _frames(image, other, rng)
     if rng.random() < 0.5:
         image = _recoding(image, rng)
@@ -55,13 +58,13 @@ def hard_view(image: Image.Image, other: Image.Image, rng: np.random.Generator) 
 
 
 def _geometry(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    if rng.random() < 0.35:
+    if rng.random() < 0.5:
         image = edits.mirror(image)
-    if rng.random() < 0.35:
+    if rng.random() < 0.5:
         image = edits.quarter_turn(image, int(rng.integers(1, 4)))
     if rng.random() < 0.2:
         image = edits.turn(image, rng.uniform(-15, 15), _colour(rng))
-    if rng.random() < 0.55:
+    if rng.random() < 0.6:
         area = math.exp(rng.uniform(math.log(0.25), 0))
         image = edits.crop(image, area, math.exp(rng.uniform(-0.35, 0.35)), *rng.random(2))
     if rng.random() < 0.2:
@@ -97,16 +100,18 @@ def _light(image: Image.Image, rng: np.random.Generator, strength: float) -> Ima
     return image
 
 
-def _overlays(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _overlays(image: Image.Image, other: Image.Image, rng: np.random.Generator) -> Image.Image:
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.5:
         bar = _colour(rng) if rng.random() < 0.5 else None
         share, top = rng.uniform(0.06, 0.18), float(rng.choice([0.02, 0.98, rng.random()]))
         image = edits.caption(image, _words(rng, 3), share, top, colour=_colour(rng), bar=bar)
-    elif kind < 0.8:
+    elif kind < 0.7:
         image = edits.watermark(
             image, _words(rng, 1), rng.uniform(0.06, 0.15), rng.uniform(0.2, 0.6)
         )
+    elif kind < 0.85:
+        image = edits.inset(image, other, rng.uniform(0.2, 0.45), *rng.random(2).tolist())
     if rng.random() < 0.35:
         share = rng.uniform(0.1, 0.35)
         left, top = rng.random(2).tolist()

@@ -138,6 +138,13 @@ def paste(canvas: Image.Image, image: Image.Image, left: float, top: float) -> I
     return canvas
 
 
+def inset(
+    image: Image.Image, other: Image.Image, share: float, left: float, top: float
+) -> Image.Image:
+    """Picture in picture: lay another one on top, its longer side a share of the short side."""
+    return paste(image, thumbnail(other, max(8, round(share * min(image.size)))), left, top)
+
+
 def caption(
     image: Image.Image, text: str, share: float, top: float, *, colour: RGB, bar: RGB | None = None
 ) -> Image.Image:

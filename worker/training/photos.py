@@ -60,7 +60,8 @@ def split(photos: list[Photo], held_out: float) -> tuple[list[Photo], list[Photo
 
 
 def without_pictures_of(photos: list[Photo], others: list[Photo]) -> list[Photo]:
-    """Leave out photos that show the very same picture as one of the others.
+    """Leave out photos that show the very same picture as one of the others, mirrored or turned
+    as it may be.
 
     Collections hold true copies under other bytes, and a ground truth that calls them different
     measures nothing. Judged without any embedder: coarse thumbnails that correlate above
@@ -68,16 +69,23 @@ def without_pictures_of(photos: list[Photo], others: list[Photo]) -> list[Photo]
     """
     if not photos or not others:
         return photos
-    alike = (_thumbnails(photos) @ _thumbnails(others).T).max(1)
+    wanted, known = _thumbnails(photos), _thumbnails(others)
+    ways = [
+        np.rot90(way, turns, (1, 2)) for way in (known, known[:, :, ::-1]) for turns in range(4)
+    ]
+    rows = wanted.reshape(len(wanted), -1)
+    alike = np.max([(rows @ way.reshape(len(way), -1).T).max(1) for way in ways], 0)
     return [photo for photo, most in zip(photos, alike, strict=True) if most <= SAME_PICTURE]
 
 
 def _thumbnails(photos: list[Photo]) -> NDArray[np.float32]:
+    """(n, 16, 16, 3), centred and of unit length."""
     side = (16, 16)
     small = [np.asarray(p.image.resize(side, Image.Resampling.BOX), np.float32) for p in photos]
-    rows = np.stack(small).reshape(len(photos), -1)
-    rows -= rows.mean(1, keepdims=True)
-    unit: NDArray[np.float32] = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6)
+    stack = np.stack(small)
+    stack -= stack.mean((1, 2, 3), keepdims=True)
+    lengths = np.linalg.norm(stack.reshape(len(stack), -1), axis=1)
+    unit: NDArray[np.float32] = stack / (lengths[:, None, None, None] + 1e-6)
     return unit
 
 

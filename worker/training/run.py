@@ -29,9 +29,9 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     batch: int = _option(128, "photos a step, each seen twice")
-    size: int = _option(96, "pixels a side, of the last phase and of the shipped network")
+    size: int = _option(128, "pixels a side, of the last phase and of the shipped network")
     early_size: int = _option(80, "pixels a side at first: cheaper steps for coarse features")
-    early_share: float = _option(0.55, "share of the run with the early size")
+    early_share: float = _option(0.5, "share of the run with the early size")
     rate: float = _option(3e-3, "highest learning rate of AdamW")
     warmup: float = _option(0.03, "share of the run in which the rate rises; then it falls to 0")
     decay: float = _option(0.02, "weight decay")
