@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeVar
 
 from kafka import KafkaConsumer
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
     KafkaError,
     LogTruncationError,
@@ -25,6 +24,7 @@ from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata,
 from worker.config import Settings
 from worker.errors import ConfigError, InfrastructureError
 from worker.header_names import tolerate
+from worker.membership import Assignor, Membership
 from worker.messages import Record
 from worker.offsets import Partition
 
@@ -53,6 +53,7 @@ class Consumer:
     def __init__(self, settings: Settings, owner: Owner) -> None:
         """Connect and subscribe. Raises as `connect` does."""
         self._topic = settings.topic
+        assignor = Assignor()
         session_ms = int(settings.session_timeout_seconds * 1000)
         revoke_ms = int(settings.revoke_timeout_seconds * 1000)
         self._consumer = connect(
@@ -63,7 +64,7 @@ class Consumer:
                 auto_offset_reset="none",  # see `_begin`
                 allow_auto_create_topics=False,
                 isolation_level="read_committed",
-                partition_assignment_strategy=[CooperativeStickyAssignor],
+                partition_assignment_strategy=[assignor],
                 session_timeout_ms=session_ms,
                 heartbeat_interval_ms=max(100, session_ms // 10),
                 # How long the group waits for a member that died while joining. Ours poll many
@@ -78,8 +79,12 @@ class Consumer:
                 metrics_enabled=False,
             )
         )
+        self._membership = Membership(
+            self._consumer, assignor, lambda lost: owner.released(_partitions(lost))
+        )
         listener = _Listener(
             self._consumer,
+            self._membership,
             owner,
             settings.revoke_timeout_seconds,
             commits=settings.delivery == "at-least-once",
@@ -92,6 +97,7 @@ class Consumer:
         Raises InfrastructureError.
         """
         with _translated("poll"):
+            self._membership.go_on_joining()
             try:
                 found = self._consumer.poll(
                     timeout_ms=int(timeout_seconds * 1000), max_records=most
@@ -155,6 +161,7 @@ class Consumer:
         """What the group has committed. Raises InfrastructureError."""
         found: Offsets = {}
         with _translated("committed"):
+            self._membership.forget_answers_soon()
             for topic, number in partitions:
                 offset = self._consumer.committed(
                     TopicPartition(topic, number), timeout_ms=int(timeout_seconds * 1000)
@@ -219,17 +226,25 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     """
 
     def __init__(
-        self, consumer: Any, owner: Owner, timeout_seconds: float, *, commits: bool
+        self,
+        consumer: Any,
+        membership: Membership,
+        owner: Owner,
+        timeout_seconds: float,
+        *,
+        commits: bool,
     ) -> None:
         """`commits` is for at-least-once only: a commit beside a transaction that is not over yet
         would be the later one of the two, and undo it.
         """
         self._consumer = consumer
+        self._membership = membership
         self._owner = owner
         self._timeout = timeout_seconds
         self._commits = commits
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._membership.forget_answers()
         self._owner.assigned(_partitions(assigned))
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:

@@ -1,6 +1,7 @@
 """Where a partition begins, and who may commit: the consumer's answers to what Kafka tells it."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ class Client:
         self.commits: list[Any] = []
         self.generation = 3
         self.state = MemberState.STABLE
+        self._coordinator = SimpleNamespace(_join_task=None, _offset_fetch_futures={})
 
     def subscribe(self, topics: list[str], listener: Any) -> None:
         self.listener = listener
@@ -119,3 +121,12 @@ def test_who_dies_while_joining_holds_the_group_up_for_no_five_minutes(
     _, client, _ = consumer(monkeypatch, session_timeout_seconds=6, revoke_timeout_seconds=2)
     assert client.options["session_timeout_ms"] == 6_000
     assert client.options["max_poll_interval_ms"] == 6_000 + 2_000 + broker.BEGIN_MS
+
+
+def test_where_a_new_partition_begins_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked when it was ours before, and never read, would be answered from then."""
+    _, client, assignment = consumer(monkeypatch)
+    client._coordinator._offset_fetch_futures[frozenset({P})] = "an old answer"
+    asyncio.run(client.listener.on_partitions_assigned({P}))
+    assert client._coordinator._offset_fetch_futures == {}
+    assert assignment.admit([Record("images", 0, 1, 0, b"k", b"v")])

@@ -48,7 +48,8 @@ MAY_IMPORT = {
         "vectors",
     },
     "header_names": set(),
-    "broker": {"config", "errors", "header_names", "messages", "offsets"},
+    "membership": set(),
+    "broker": {"config", "errors", "header_names", "membership", "messages", "offsets"},
     "publishing": {"broker", "config", "errors"},
     "assignment": {"jobs", "messages", "metrics", "offsets"},
     "loop": {

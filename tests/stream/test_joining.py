@@ -1,0 +1,108 @@
+"""A member of the group stays one, on real brokers: kafka-python alone would lose its place."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from kafka.errors import KafkaTimeoutError
+from kafka.structs import TopicPartition
+
+from deploy.local import LocalKafka
+from tests.conftest import PARTITIONS, Topics
+from tests.stream.harness import SESSION_SECONDS, until
+from worker.broker import Consumer, Offsets
+from worker.config import Settings
+from worker.offsets import Partition
+
+SECONDS = 60.0
+SHORT_POLL_SECONDS = 0.001  # over before a broker has answered
+
+
+class Owner:
+    """Notes what it is given and what is taken."""
+
+    def __init__(self) -> None:
+        self.held: set[Partition] = set()
+        self.released_ever: set[Partition] = set()
+
+    def assigned(self, partitions: set[Partition]) -> None:
+        self.held |= partitions
+
+    def revoking(self, partitions: set[Partition]) -> None:
+        """Nothing is in work."""
+
+    def unfinished(self, partitions: set[Partition]) -> int:
+        return 0
+
+    def committable(self) -> Offsets:
+        return {}
+
+    def released(self, partitions: set[Partition]) -> None:
+        self.held -= partitions
+        self.released_ever |= partitions
+
+
+class Member:
+    """A consumer that polls as long as it must, but never long enough."""
+
+    def __init__(self, kafka: LocalKafka, topics: Topics) -> None:
+        self.owner = Owner()
+        self.consumer = Consumer(
+            Settings(
+                bootstrap_servers=kafka.bootstrap,
+                topic=topics.images,
+                group_id=topics.group,
+                session_timeout_seconds=SESSION_SECONDS,
+            ),
+            self.owner,
+        )
+        self.coordinator = self.consumer._consumer._coordinator
+
+    def holds_everything(self) -> bool:
+        """Poll once; whether it is a member with all partitions now."""
+        self.consumer.poll(SHORT_POLL_SECONDS, 1)
+        return len(self.owner.held) == PARTITIONS and self.consumer.joined()
+
+    def wait(self) -> None:
+        """Poll until it holds everything."""
+        until(self.holds_everything, SECONDS, "a member that holds everything")
+
+
+@pytest.fixture
+def member(kafka_server: LocalKafka, topics: Topics) -> Iterator[Member]:
+    with ExitStack() as stack:
+        found = Member(kafka_server, topics)
+        stack.callback(found.consumer.close, 2.0)
+        found.wait()
+        yield found
+
+
+def test_a_join_is_finished_that_outlasts_the_poll_that_began_it(member: Member) -> None:
+    generation = member.consumer.membership().generation_id
+    # As after partitions were added, or when it led the group before it knew of any.
+    member.coordinator._assignment_snapshot = {}
+
+    def joined_anew() -> bool:
+        return member.holds_everything() and member.consumer.membership().generation_id > generation
+
+    until(joined_anew, SECONDS, "joined anew")
+
+
+def test_who_is_expelled_while_joining_gives_up_what_it_held(member: Member) -> None:
+    """Others may have worked on it in between, so it must begin where they left it."""
+    everything = set(member.owner.held)
+    member.coordinator.rejoining = True
+    member.coordinator.reset_generation()
+    member.wait()
+    assert member.owner.released_ever == everything
+
+
+def test_what_is_committed_is_not_answered_from_before(member: Member) -> None:
+    partition = min(member.owner.held)
+    waiting = member.coordinator._offset_fetch_futures
+    for offset in (1, 2):
+        member.consumer.commit_now({partition: offset}, SECONDS)
+        assert member.consumer.committed({partition}, SECONDS) == {partition: offset}
+        with pytest.raises(KafkaTimeoutError):  # asks, and does not wait for the answer
+            member.consumer._consumer.committed(TopicPartition(*partition), timeout_ms=0)
+        until(lambda: all(each.is_done for each in waiting.values()), SECONDS, "answered")
