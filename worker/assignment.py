@@ -46,10 +46,22 @@ class Assignment:
             for partition in partitions:
                 if lease := self._leases.pop(partition, None):
                     lease.lost = True
-            self._tracker.forget(partitions)
-            for job in [job for job in self._open.values() if job.partition in partitions]:
-                self._close(job)
+            self._drop(partitions)
             self._moved("released", partitions)
+
+    def again(self, partitions: set[Partition]) -> None:
+        """Ours, and to be read once more: what is unfinished is dropped."""
+        with self._lock:
+            mine = partitions & self._leases.keys()
+            for partition in mine:
+                self._leases[partition].lost = True
+                self._leases[partition] = Lease(partition)
+            self._drop(mine)
+
+    def _drop(self, partitions: set[Partition]) -> None:
+        self._tracker.forget(partitions)
+        for job in [job for job in self._open.values() if job.partition in partitions]:
+            self._close(job)
 
     def _moved(self, what: str, partitions: set[Partition]) -> None:
         self._metrics.rebalances.inc()

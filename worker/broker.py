@@ -136,6 +136,14 @@ class Consumer:
             )
             self._consumer.seek_to_beginning(partition)
 
+    def go_back(self, offsets: Offsets) -> Offsets:
+        """Read partitions once more from there; those that are another's are left out."""
+        assigned = _partitions(self._consumer.assignment())
+        back = {partition: offset for partition, offset in offsets.items() if partition in assigned}
+        for (topic, number), offset in back.items():
+            self._consumer.seek(TopicPartition(topic, number), offset)
+        return back
+
     def pause(self) -> None:
         """Fetch nothing until `resume`; polling goes on, for heartbeats and rebalances."""
         self._consumer.pause(*self._consumer.assignment())
@@ -249,9 +257,10 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         partitions = _partitions(revoked)
-        # With exactly-once nothing is waited for: kafka-python's assignor may give a partition of
-        # ours to one who comes back in the very generation that takes it from us, and then both
-        # of us could commit. What is in work is dropped, and done again by its new owner.
+        # With exactly-once nothing is waited for: kafka-python's own assignor, which older workers
+        # of the group may use, can give a partition of ours to another in the very generation
+        # that takes it from us (see `Assignor`), and then both of us could commit. What is in work
+        # is dropped, and done again by its new owner.
         if self._commits:
             self._owner.revoking(partitions)
             deadline = monotonic() + self._timeout

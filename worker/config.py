@@ -257,6 +257,30 @@ class Settings(KafkaSettings, RedisSettings):
     cache_bytes: int = Field(
         512 * MIB, ge=MIB, description="memory for stored vectors kept in the worker"
     )
+    tail_records: int = Field(
+        1024,
+        ge=1,
+        le=65_536,
+        description="stored vectors one script may answer; who lacks more loads clusters first",
+    )
+    open_namespaces: int = Field(
+        256, ge=1, le=65_536, description="namespaces whose centroids a worker keeps"
+    )
+    lock_seconds: float = Field(
+        30.0,
+        ge=1,
+        le=3600,
+        description="how long a cluster waits for a worker that died while splitting it",
+    )
+    recent_writes: int = Field(
+        16_384,
+        ge=1,
+        le=10_000_000,
+        description="writes remembered, to tell which of them a fail-over of Redis lost",
+    )
+    place_attempts: int = Field(
+        64, ge=8, le=10_000, description="rounds an image follows moving clusters before it waits"
+    )
 
     # Watching
     http_host: str = Field("127.0.0.1", description="address of /metrics, /livez and /readyz")

@@ -118,6 +118,28 @@ class Loop:
             return
         self._pipeline.admit(self._assignment.admit(records))
         self._commit_if_due()
+        if lost := self._pipeline.lost():
+            self._replay(lost)
+
+    def _replay(self, lost: dict[int, int]) -> None:
+        """Go back to the first event of each partition whose write Redis has lost.
+
+        What it kept is answered as before. The group goes back, too, so that a worker that dies
+        meanwhile leaves the rest of the replay to its successor.
+        """
+        back = self.consumer.go_back({(self._settings.topic, p): o for p, o in lost.items()})
+        self._assignment.again(set(back))
+        self._metrics.replays.inc(len(back))
+        told = {"offsets": {number: offset for (_, number), offset in back.items()}}
+        log.warning("reading again what Redis has lost", extra=told)
+        if others := {p: o for p, o in lost.items() if (self._settings.topic, p) not in back}:
+            log.error("replay these by hand: they are another worker's", extra={"offsets": others})
+        self._pipeline.replaying(lost)
+        try:
+            if back:
+                self.consumer.commit_now(back, self._settings.commit_interval_seconds)
+        except InfrastructureError as error:
+            log.warning("the group did not go back yet", extra={"error": str(error)})
 
     def _raise_failures(self) -> None:
         for failure in (self._pipeline.failure, self._publisher_failure):
@@ -180,6 +202,8 @@ class Loop:
                 self._metrics.commits.labels("failed").inc()
                 log.warning("last commit failed", extra={"error": str(error)})
                 unfinished += 1
+        if lost := self._pipeline.lost():
+            self._replay(lost)  # by whoever comes next: the group has gone back
         log.info("stopped", extra={"unfinished": unfinished})
         return 1 if unfinished else 0
 

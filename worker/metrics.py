@@ -90,6 +90,14 @@ class Metrics:
             "redis_seconds", "Time of one call of the index", SECONDS, "op"
         )
         self.redis_errors = self._counter("redis_errors", "Failed calls of the index", "kind")
+        self.redis_changes = self._counter(
+            "redis_changes", "Times a namespace was found on a restarted or another Redis"
+        )
+        self.lost_images = self._counter(
+            "lost_images",
+            "Images Redis had acknowledged and then lost; their events are read again",
+        )
+        self.replays = self._counter("replays", "Partitions read again because Redis lost writes")
         self.kafka_errors = self._counter("kafka_errors", "Failed calls of Kafka", "kind")
         self.fetch = self._counter("fetch", "Fetches of uris", "scheme", "outcome")
         self.fetch_errors = self._counter(

@@ -90,6 +90,7 @@ class Pipeline:
         self.failure: BaseException | None = None  # what a stage died of
         self.persist = Persistence("index", metrics.redis_errors, metrics.redis_seconds)
         self._persist_fetch = Persistence("fetching", metrics.fetch_errors)
+        self._index = index
         self._embedder = embedder
         self._decoders = decoders
         self._fetcher = fetcher
@@ -140,6 +141,14 @@ class Pipeline:
         deadline = monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - monotonic()))
+
+    def lost(self) -> dict[int, int]:
+        """By partition, the first event whose image the index had stored and has lost."""
+        return self._index.lost()
+
+    def replaying(self, first: dict[int, int]) -> None:
+        """Events are read again from there."""
+        self._index.replaying(first)
 
     def alive(self) -> bool:
         """Whether every stage still runs."""

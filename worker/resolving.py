@@ -101,12 +101,26 @@ class Resolver:
         if unsettled:
             entries = [entry for _, entry in unsettled]
             settled = self._persist("settle", self._index.settle, entries)
-            packed |= {n: won for (n, _), won in zip(unsettled, settled, strict=True)}
+            for (number, _), won in zip(unsettled, settled, strict=True):
+                if won is None:
+                    self._read_again(jobs[number])
+                    del packed[number]
+                else:
+                    packed[number] = won
             self._on_step("settled")
         for number, stored in packed.items():
-            jobs[number].outcome = self._render(jobs[number], stored)
+            jobs[number].outcome = verdict = self._render(jobs[number], stored)
+            if verdict is None:
+                self._read_again(jobs[number])
 
-    def _render(self, job: Job, packed: bytes) -> Verdict:
+    def _read_again(self, job: Job) -> None:
+        """Redis has lost what was placed: drop the job as one whose partition is another's."""
+        if not job.lease.lost:
+            self._index.replay_from((job.record.partition, job.record.offset))
+            job.lease.lost = True
+
+    def _render(self, job: Job, packed: bytes) -> Verdict | None:
+        """The message; None where Redis has lost an image that it names."""
         event, answer = job.event, job.answer
         assert event is not None and answer is not None
         named = (answer.exact_of, answer.earliest, answer.best, *answer.matches)
@@ -114,6 +128,8 @@ class Resolver:
         missing = decide.unpack(packed).sequences() - names.keys()
         if missing:
             found = self._persist("names", self._index.names, event.namespace, sorted(missing))
+            if len(found) < len(missing):
+                return None
             names |= found
         identity = (
             check_id(event.namespace, event.image_id, job.record)

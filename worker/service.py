@@ -16,8 +16,9 @@ from worker.embedder import Embedder
 from worker.errors import InfrastructureError
 from worker.health import HealthServer
 from worker.images import ImageLimits
-from worker.index import Index, IndexSettings
+from worker.index import Index
 from worker.index.auditing import Audit
+from worker.index.settings import index_settings
 from worker.loop import Loop
 from worker.messages import MessageLimits
 from worker.metrics import Metrics
@@ -69,7 +70,7 @@ class Service:
         self._loop: Loop | None = None
         self._index: Index | None = None
         self._redis_up = self._kafka_up = False
-        self._splits_seen = 0.0
+        self._splits_seen = self._changes_seen = self._lost_seen = 0.0
         self.metrics = Metrics()
 
     def stop(self) -> None:
@@ -152,14 +153,7 @@ class Service:
         index = Index(
             client,
             embedder.model_id,
-            IndexSettings(
-                threshold=threshold,
-                matches=settings.matches,
-                cluster_limit=settings.cluster_limit,
-                probes=settings.probes,
-                probe_margin=settings.probe_margin,
-                cache_bytes=settings.cache_bytes,
-            ),
+            index_settings(settings, threshold),
         )
         # A namespace of another model must stop the worker now, not at its first event.
         self._until_there("redis", lambda: index.open("default"))
@@ -234,6 +228,10 @@ class Service:
         self.metrics.clusters.set(stats["clusters"])
         self.metrics.cluster_splits.inc(stats["splits"] - self._splits_seen)
         self._splits_seen = stats["splits"]
+        self.metrics.redis_changes.inc(stats["server_changes"] - self._changes_seen)
+        self._changes_seen = stats["server_changes"]
+        self.metrics.lost_images.inc(stats["lost_images"] - self._lost_seen)
+        self._lost_seen = stats["lost_images"]
 
     def _look_at_kafka(self) -> None:
         assert self._loop is not None

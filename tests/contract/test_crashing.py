@@ -106,7 +106,9 @@ def test_a_full_server_stops_inserts_whole() -> None:
         assert 0 < placed < len(arrivals)
         small.client().config_set("maxmemory", "64mb")
         answers = index.place(arrivals[placed : placed + 16])
-        assert [answer.sequence for answer in answers] == list(range(placed + 1, placed + 17))
+        # Some of the batch may have found room before; each has its sequence, whichever it is.
+        sequences = {answer.sequence for answer in answers}
+        assert sequences == set(range(placed + 1, placed + 17))
         bench.assert_whole()
 
 

@@ -75,8 +75,7 @@ def test_verdicts_have_a_size(bench: Bench, verdict: bytes) -> None:
 def test_a_verdict_for_another_image_is_refused(bench: Bench) -> None:
     index = bench.index()
     index.place([bench.arrival("a", vectors(1)[0])])
-    with pytest.raises(InfrastructureError, match="not stored as it was placed"):
-        index.settle([(bench.namespace, "b", 1, b"verdict")])
+    assert index.settle([(bench.namespace, "b", 1, b"verdict")]) == [None]
 
 
 def test_same_id_with_other_bytes_is_a_conflict(bench: Bench) -> None:
@@ -250,3 +249,25 @@ def test_budget_and_margin_limit_the_probes_and_say_so(bench: Bench) -> None:
     assert not none_left_out.truncated and none_left_out.clusters_probed > 10
     near_only = bench.index(probes=1000, probe_margin=0.0).place(ask)[0]
     assert (near_only.clusters_probed, near_only.truncated) == (1, False)
+
+
+def test_only_so_many_namespaces_stay_open(bench: Bench) -> None:
+    index, rows = bench.index(open_namespaces=2), vectors(4)
+    names = [f"{bench.namespace} {number}" for number in range(4)]
+    for name, row in zip(names, rows, strict=True):
+        index.place([bench.arrival("p", row, namespace=name)])
+    assert [space.keys.namespace for space in index._spaces.opened()] == names[2:]
+    again = index.place([bench.arrival("q", near(rows)[0], namespace=names[0])])
+    assert earliest_ids(again) == ["p"]
+
+
+def test_an_arrival_waits_only_so_long_for_a_cluster_that_another_rebuilds(bench: Bench) -> None:
+    index, rows = bench.index(cluster_limit=8, place_attempts=2), vectors(33)
+    index.place(bench.arrivals("p", rows[:32]))
+    bench.store().command("SET", bench.keys().lock(1), "another worker")
+    late = bench.arrival("late", rows[32])
+    with pytest.raises(InfrastructureError, match="after 2 rounds"):
+        index.place([late])
+    bench.store().command("DEL", bench.keys().lock(1))
+    assert index.place([late])[0].sequence == 33
+    bench.assert_whole()

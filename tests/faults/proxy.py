@@ -48,6 +48,12 @@ class Proxy:
         """Let in again."""
         self._refusing = False
 
+    def redirect(self, port: int) -> None:
+        """Lead everybody, those connected too, to another server."""
+        self.cut()
+        self._target = port
+        self.mend()
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the listener is closed
             while True:

@@ -28,8 +28,9 @@ from worker.storage import connect
 
 USER, PASSWORD = "dedup", "redis-hush-2207"
 KAFKA_PASSWORD = "kafka-hush-9143"
-# All a worker needs: its keys, reading and writing them, scripts. No admin, no other command.
-RIGHTS = ("~*", "+@read", "+@write", "+@connection", "+@scripting", "-@dangerous")
+# All a worker needs: its keys, reading and writing them, scripts, and INFO, which tells whether the
+# server is still the same. No admin, no other command.
+RIGHTS = ("~*", "+@read", "+@write", "+@connection", "+@scripting", "-@dangerous", "+info")
 SECONDS = 60
 
 

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract.harness import near, vectors
+from worker.config import Settings
 from worker.index import IndexSettings, kernel
 from worker.index.cache import LAYOUT, Cache, Prefix
 from worker.index.comparing import Query, compare
 from worker.index.keys import CLUSTER, LOAD, NEVER_READ, STATE, Keys, encode
+from worker.index.settings import index_settings
 from worker.index.splitting import two_means
 from worker.vectors import Vectors, directions_of, dots, similarity
 
@@ -167,8 +169,10 @@ def test_two_means_cuts_what_does_not_separate_in_half(outliers: int) -> None:
         {"matches": 0},
         {"cache_bytes": 0},
         {"tail_records": 0},
-        {"namespaces": 0},
-        {"attempts": 0},
+        {"open_namespaces": 0},
+        {"lock_seconds": 0},
+        {"recent_writes": 0},
+        {"place_attempts": 0},
         {"probes": -1},
         {"probe_margin": -0.1},
     ],
@@ -176,3 +180,9 @@ def test_two_means_cuts_what_does_not_separate_in_half(outliers: int) -> None:
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         IndexSettings(**{"threshold": 0.8, **wrong})  # type: ignore[arg-type]
+
+
+def test_every_limit_of_the_index_is_a_setting_with_the_same_default() -> None:
+    assert index_settings(Settings(), 0.8) == IndexSettings(threshold=0.8)
+    chosen = index_settings(Settings(tail_records=7, recent_writes=9), 0.9)
+    assert (chosen.threshold, chosen.tail_records, chosen.recent_writes) == (0.9, 7, 9)

@@ -8,6 +8,14 @@ from typing import Literal
 
 from worker.vectors import Vectors
 
+COUNTS = (
+    "matches",
+    "cache_bytes",
+    "tail_records",
+    "open_namespaces",
+    "recent_writes",
+    "place_attempts",
+)
 Outcome = Literal["placed", "exact", "seen", "conflict"]
 
 
@@ -25,15 +33,17 @@ class IndexSettings:
     """Clusters looked into for one image at most; 0 means all of them."""
     probe_margin: float = 0.15
     """A cluster whose centroid is less similar than the nearest one's by more is left out."""
-    cache_bytes: int = 1 << 30
+    cache_bytes: int = 1 << 29
     """Bytes of cluster records a worker keeps in memory."""
     tail_records: int = 1024
     """Records one script may answer with; a worker further behind loads the clusters first."""
-    namespaces: int = 256
+    open_namespaces: int = 256
     """Namespaces whose centroid tables a worker keeps in memory."""
     lock_seconds: float = 30.0
     """Life of a maintenance lock; a worker that dies holding one delays that cluster so long."""
-    attempts: int = 64
+    recent_writes: int = 16_384
+    """Writes a worker remembers, so that it can tell which of them a fail-over of Redis lost."""
+    place_attempts: int = 64
     """Times an arrival follows moved clusters before the call fails as an infrastructure error."""
 
     def __post_init__(self) -> None:
@@ -42,9 +52,11 @@ class IndexSettings:
             raise ValueError(f"threshold must lie in (-1, 1], not {self.threshold}")
         if self.cluster_limit < 8:
             raise ValueError(f"cluster_limit must be at least 8, not {self.cluster_limit}")
-        for name in ("matches", "cache_bytes", "tail_records", "namespaces", "attempts"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.lock_seconds <= 0:
+            raise ValueError(f"lock_seconds must be positive, not {self.lock_seconds}")
         if self.probes < 0 or self.probe_margin < 0:
             raise ValueError("probes and probe_margin must not be negative")
 

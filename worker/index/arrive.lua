@@ -21,7 +21,7 @@
 --   moved     a cluster named is retired: follow the log
 --   behind    the tails are over the budget: load the clusters, ask again
 --   full      a home cluster is at the hard limit: split it, ask again
---   stale     the generation does not answer any more
+--   stale     the generation does not answer any more, or the server's history is another
 
 if not served(ARGV[1]) then return {'stale', 0, 0, '', 0, ''} end
 local id = ARGV[2]

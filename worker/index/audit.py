@@ -7,9 +7,9 @@ import argparse
 
 from worker import config
 from worker.errors import ConfigError
-from worker.index.answers import IndexSettings
 from worker.index.auditing import Audit
 from worker.index.keys import Keys, encode
+from worker.index.settings import index_settings
 from worker.index.space import Space
 from worker.index.store import Store
 from worker.storage import connect
@@ -37,12 +37,7 @@ def main(argv: list[str]) -> int:
     serving = store.command("HGET", keys.root, "serving")
     if serving is None:
         raise ConfigError(f"namespace {encode(args.namespace)} does not exist")
-    chosen = IndexSettings(
-        threshold=settings.threshold,
-        cluster_limit=settings.cluster_limit,
-        probes=settings.probes,
-        probe_margin=settings.probe_margin,
-    )
+    chosen = index_settings(settings, settings.threshold)
     space = Space(store, Keys(args.namespace, serving.decode()))
     result = Audit(store, space, chosen, args.sample).run()
     print(

@@ -4,18 +4,20 @@
 -- ARGV[2]  model id
 -- ARGV[3]  record layout version
 -- ARGV[4]  centroid of the first cluster, 128 bytes
--- Returns  {'building', generation}, {'serving', generation} when this model answers already,
---          {'none'} when there is no such namespace
+-- Returns  {'building', generation, history}, {'serving', generation, history} when this model
+--          answers already, {'none'} when there is no such namespace
 
 local root = redis.call('HMGET', KEYS[1], 'serving', 'building')
 if not root[1] then return {'none'} end
-if redis.call('HGET', KEYS[1], 'model:' .. root[1]) == ARGV[2] then return {'serving', root[1]} end
+if redis.call('HGET', KEYS[1], 'model:' .. root[1]) == ARGV[2] then
+  return {'serving', root[1], history()}
+end
 if root[2] then
   if redis.call('HGET', KEYS[1], 'model:' .. root[2]) == ARGV[2] then
-    return {'building', root[2]}
+    return {'building', root[2], history()}
   end
   redis.call('HSET', KEYS[1], 'retired:' .. root[2], 1)
 end
 redis.call('HSET', KEYS[1], 'building', ARGV[1])
 found(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
-return {'building', ARGV[1]}
+return {'building', ARGV[1], history()}

@@ -3,7 +3,8 @@
 --
 -- KEYS[1]  {ns}:root          hash   which generation answers, which is being built
 -- KEYS[2]  {ns}:<gen>:meta    hash   next sequence, log version, next cluster id
--- ARGV[1]  generation the caller works on
+-- ARGV[1]  generation the caller works on; `@` and a replication id follow where what the caller knows
+--          was read from a server, and holds for that server's history only
 --
 -- Every other key is made from KEYS[2]'s prefix and so lies in the same slot.
 
@@ -22,7 +23,15 @@ local log = prefix .. 'log'
 
 local function number(value) return string.format('%.0f', value) end
 
-local function served(generation)
+-- Names what this server has gone through: another one after a restart or a promotion, where writes
+-- may be lost (Redis replication: "a replication ID marks a given history of the data set").
+local function history()
+  return string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+end
+
+local function served(claim)
+  local generation, known = string.match(claim, '^([^@]*)@?(.*)$')
+  if known ~= '' and known ~= history() then return false end
   local answers = redis.call('HMGET', KEYS[1], 'serving', 'building')
   return answers[1] == generation or answers[2] == generation
 end

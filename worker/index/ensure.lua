@@ -4,9 +4,9 @@
 -- ARGV[2]  model id
 -- ARGV[3]  record layout version
 -- ARGV[4]  centroid of the first cluster, 128 bytes
--- Returns  {serving generation, its model id, its layout, building generation or ''}
+-- Returns  {serving generation, its model id, its layout, history}
 
-local root = redis.call('HMGET', KEYS[1], 'serving', 'building')
+local root = {redis.call('HGET', KEYS[1], 'serving')}
 if not root[1] then
   redis.call('HSET', KEYS[1], 'serving', ARGV[1])
   found(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
@@ -14,5 +14,5 @@ if not root[1] then
 end
 return {
   root[1], redis.call('HGET', KEYS[1], 'model:' .. root[1]),
-  redis.call('HGET', KEYS[1], 'layout:' .. root[1]), root[2] or '',
+  redis.call('HGET', KEYS[1], 'layout:' .. root[1]), history(),
 }

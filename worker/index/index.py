@@ -8,18 +8,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
-from worker.errors import InfrastructureError
+from worker.errors import ConfigError, InfrastructureError
 from worker.index.answers import Answer, Arrival, IndexSettings
 from worker.index.auditing import Audit
 from worker.index.keys import Keys, digest
 from worker.index.placing import Placing, Reply, arguments, known
+from worker.index.recent import Position, Recent, Write
 from worker.index.space import Space, Spaces, open_building, open_space, switch
 from worker.index.splitting import Maintainer
-from worker.index.store import Argument, Client, Store
+from worker.index.store import PIPELINE, Argument, Client, Store
 
 NAMES = 65_536
 """Image ids kept in memory, by sequence."""
 LONGEST_VERDICT = 64
+CHANGING = "{} keeps changing its generation or server"
 PATIENCE = 4
 """Rounds tried at once; then another worker may be splitting, and each round waits a little."""
 
@@ -30,7 +32,9 @@ class Index:
     """One worker's view of all namespaces in Redis.
 
     Every call may be repeated with the same arguments: it changes nothing and answers the same.
-    Failures of Redis raise InfrastructureError, another model's namespace ModelMismatch.
+    Failures of Redis raise InfrastructureError, another model's namespace ModelMismatch. Where it
+    comes back without writes it had acknowledged, nothing read before is relied on any more, and
+    `lost` tells which events are to be read again.
     `maintain` may run in another thread than the rest.
     """
 
@@ -41,18 +45,37 @@ class Index:
         self._store = Store(client)
         self._settings = settings
         opener = open_building if building else open_space
-        self._spaces = Spaces(self._store, model_id, settings.namespaces, opener)
+        self._spaces = Spaces(self._store, model_id, settings.open_namespaces, opener)
         self._maintainer = Maintainer(self._store, settings)
-        self._placing = Placing(self._store, settings, self._maintainer, self.names)
+        self._placing = Placing(self._store, settings, self._maintainer, self._names_in)
+        self._recent = Recent(self._store, settings.recent_writes)
         self._names: OrderedDict[tuple[str, int], str] = OrderedDict()
 
     def open(self, namespace: str) -> None:
         """Open a namespace now, creating it when it is new; raises what any first use would."""
-        self._spaces[namespace]
+        self._space(namespace)
 
     def ping(self) -> None:
-        """Raise InfrastructureError when Redis does not answer."""
+        """Raise InfrastructureError when Redis does not answer; notice when it is another one."""
         self._store.command("PING")
+        spaces = self._spaces.opened()
+        replies = self._store.scripts("served", [(space.keys, []) for space in spaces])
+        for space, served in zip(spaces, replies, strict=True):
+            if not served:
+                self._spaces.forget(space)
+                self._space(space.keys.namespace)
+
+    def lost(self) -> dict[int, int]:
+        """By partition, the offset of the first event whose write Redis has lost."""
+        return self._recent.lost()
+
+    def replaying(self, first: dict[int, int]) -> None:
+        """Take note that events are read again from there: `lost` tells of them no more."""
+        self._recent.replaying(first)
+
+    def replay_from(self, position: Position) -> None:
+        """Add an event to `lost`: `settle` said that its image is gone."""
+        self._recent.replay_from(position)
 
     def recognise(self, arrivals: Sequence[Arrival]) -> list[Answer | None]:
         """Answer what needs no vector: ids and bytes known before; None means new.
@@ -72,37 +95,55 @@ class Index:
         answers = self._until_answered(arrivals, self._place_round)
         return [answer for answer in answers if answer is not None]
 
-    def settle(self, verdicts: Sequence[tuple[str, str, int, bytes]]) -> list[bytes]:
+    def settle(self, verdicts: Sequence[tuple[str, str, int, bytes]]) -> list[bytes | None]:
         """Keep the verdict of each (namespace, image id, sequence, verdict of 1 to 64 bytes).
 
-        The first one written stays; the answers are the verdicts kept. Raises ValueError for a
-        verdict of another length and InfrastructureError when the sequence is not that image's.
+        The first one written stays; the answers are the verdicts kept, None where Redis has lost
+        that the sequence is the image's. Raises ValueError for a verdict of another length.
         """
-        calls: list[tuple[Keys, list[Argument]]] = []
-        for namespace, image_id, sequence, verdict in verdicts:
+        for *_, verdict in verdicts:
             if not 0 < len(verdict) <= LONGEST_VERDICT:
                 raise ValueError(f"a verdict takes 1 to {LONGEST_VERDICT} bytes: {len(verdict)}")
-            calls.append((self._spaces[namespace].keys, [image_id, sequence, verdict]))
-        kept: list[bytes] = self._store.scripts("settle", calls)
-        for (namespace, _, sequence, _), verdict in zip(verdicts, kept, strict=True):
-            if not verdict:
-                self._spaces.forget(self._spaces[namespace])
-                raise InfrastructureError(
-                    f"sequence {sequence} is not stored as it was placed: data lost, or rebuilt"
-                )
-        return kept
+        for _ in range(self._settings.place_attempts):
+            spaces = [self._space(namespace) for namespace, *_ in verdicts]
+            calls: list[tuple[Keys, list[Argument]]] = [
+                (space.keys, [image_id, sequence, verdict])
+                for space, (_, image_id, sequence, verdict) in zip(spaces, verdicts, strict=True)
+            ]
+            kept: list[bytes | None] = self._store.scripts("settle", calls)
+            stale = [space for space, one in zip(spaces, kept, strict=True) if one is None]
+            if not stale:
+                return [one or None for one in kept]
+            for space in stale:
+                self._spaces.forget(space)
+        raise InfrastructureError(
+            CHANGING.format(sorted({namespace for namespace, *_ in verdicts}))
+        )
 
     def names(self, namespace: str, sequences: Iterable[int]) -> dict[int, str]:
         """Return the image ids of sequences, deleted ones too; unknown sequences are left out."""
-        keys = self._spaces[namespace].keys
         wanted = set(sequences)
-        named = {each: name for each in wanted if (name := self._names.get((keys.prefix, each)))}
+        for _ in range(self._settings.place_attempts):
+            space = self._space(namespace)
+            named = self._names_in(space, wanted)
+            if named is not None:
+                return named
+            self._spaces.forget(space)
+        raise InfrastructureError(CHANGING.format(namespace))
+
+    def _names_in(self, space: Space, wanted: set[int]) -> dict[int, str] | None:
+        """Image ids of sequences of one space; None when that does not hold any more."""
+        origin = space.keys.origin
+        named = {each: name for each in wanted if (name := self._names.get((origin, each)))}
         unknown = sorted(wanted - named.keys())
-        fields = [keys.record(sequence) for sequence in unknown]
-        replies = self._store.commands([("HGET", key, first + 1) for key, first in fields])
-        for sequence, name in zip(unknown, replies, strict=True):
-            if name is not None:
-                named[sequence] = self._names[keys.prefix, sequence] = name.decode()
+        parts = [unknown[at : at + PIPELINE] for at in range(0, len(unknown), PIPELINE)]
+        replies = self._store.scripts("names", [(space.keys, part) for part in parts])
+        for part, names in zip(parts, replies, strict=True):
+            if not names:
+                return None
+            for sequence, name in zip(part, names, strict=True):
+                if name is not None:
+                    named[sequence] = self._names[origin, sequence] = name.decode()
         while len(self._names) > NAMES:
             self._names.popitem(last=False)
         return named
@@ -113,13 +154,15 @@ class Index:
         True when it is gone because of this event, now or in an earlier delivery of it. An add
         older than the delete then gets its first verdict again; a later add is a new image.
         """
-        for _ in range(self._settings.attempts):
-            space = self._spaces[namespace]
+        for _ in range(self._settings.place_attempts):
+            space = self._space(namespace)
             done = self._store.script("forget", space.keys, image_id, digest(image_id), *position)
             if done >= 0:
+                if done:
+                    self._recent.wrote(space, [Write(namespace, image_id, None, position)])
                 return bool(done)
             self._spaces.forget(space)
-        raise InfrastructureError(f"namespace {namespace!r} keeps changing its generation")
+        raise InfrastructureError(CHANGING.format(namespace))
 
     def refresh(self) -> None:
         """Follow the centroid logs of all namespaces this worker has opened."""
@@ -132,16 +175,22 @@ class Index:
         Without a namespace, the first opened one with work is taken. Fenced: any number of
         workers may call it at once.
         """
-        spaces = [self._spaces[namespace]] if namespace else self._spaces.opened()
+        spaces = [self._space(namespace)] if namespace else self._spaces.opened()
         return any(self._maintainer.work(space) for space in spaces)
 
     def switch(self, namespace: str) -> None:
-        """Let the generation built answer from now on, in one step; see `space.switch`."""
-        switch(self._store, self._spaces[namespace])
+        """Let the generation built answer from now on, in one step; see `space.switch`.
+
+        Raises ConfigError, too, when Redis has lost some of what was stored in it.
+        """
+        self.ping()
+        if self.lost():
+            raise ConfigError("Redis has lost some of what was stored: run the rebuild again")
+        switch(self._store, self._space(namespace))
 
     def audit(self, namespace: str, sample: int) -> Audit:
         """Begin an audit of `sample` images against brute force; `step` it to its end."""
-        return Audit(self._store, self._spaces[namespace], self._settings, sample)
+        return Audit(self._store, self._space(namespace), self._settings, sample)
 
     def stats(self) -> dict[str, float]:
         """Numbers of this process for metrics: clusters known, cache bytes and entries, splits."""
@@ -150,16 +199,26 @@ class Index:
             "cache_bytes": float(self._placing.cache.size),
             "cached_clusters": float(len(self._placing.cache)),
             "splits": float(self._maintainer.splits),
+            "server_changes": float(self._recent.changes),
+            "lost_images": float(self._recent.lost_images),
         }
+
+    def _space(self, namespace: str) -> Space:
+        """Return a namespace; its last writes are looked for where its server is another one."""
+        space = self._spaces[namespace]
+        self._recent.confirm(space)
+        return space
 
     def _until_answered(self, arrivals: Sequence[Arrival], ask: Round) -> list[Answer | None]:
         answers: list[Answer | None] = [None] * len(arrivals)
         for namespace, positions in _grouped(arrivals).items():
             waiting = positions
-            for attempt in range(self._settings.attempts):
+            for attempt in range(self._settings.place_attempts):
                 if attempt >= PATIENCE:
                     time.sleep(min(0.001 * 2 ** (attempt - PATIENCE), 0.05))
-                replies = ask(self._spaces[namespace], [arrivals[at] for at in waiting])
+                space = self._space(namespace)
+                replies = ask(space, [arrivals[at] for at in waiting])
+                self._remember(space, [arrivals[at] for at in waiting], replies)
                 for at, reply in zip(waiting, replies, strict=True):
                     if not isinstance(reply, bool):
                         answers[at] = reply
@@ -169,9 +228,22 @@ class Index:
             else:
                 raise InfrastructureError(
                     f"{len(waiting)} arrivals of {namespace!r} still wait for clusters that move "
-                    f"after {self._settings.attempts} rounds"
+                    f"after {self._settings.place_attempts} rounds"
                 )
         return answers
+
+    def _remember(
+        self, space: Space, arrivals: list[Arrival], replies: list[Answer | bool | None]
+    ) -> None:
+        writes = [
+            Write(arrival.namespace, arrival.image_id, reply.sequence, arrival.position)
+            for arrival, reply in zip(arrivals, replies, strict=True)
+            if isinstance(reply, Answer)
+            and reply.outcome in ("placed", "exact")
+            and reply.sequence is not None
+        ]
+        if writes:
+            self._recent.wrote(space, writes)
 
     def _recognise_round(self, space: Space, arrivals: list[Arrival]) -> list[Answer | bool | None]:
         calls = [(space.keys, arguments(arrival, self._settings)) for arrival in arrivals]

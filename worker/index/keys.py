@@ -77,10 +77,26 @@ class State:
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of one generation of one namespace."""
+    """The keys of one generation of one namespace.
+
+    `history` is the replication id of the server that what the caller knows was read from: Redis
+    makes another one wherever it may have lost writes, when it starts and when it is promoted.
+    Without one nothing is claimed.
+    """
 
     namespace: str
     generation: str
+    history: str = ""
+
+    @cached_property
+    def claim(self) -> str:
+        """What scripts are told; they refuse when it no longer holds."""
+        return f"{self.generation}@{self.history}" if self.history else self.generation
+
+    @cached_property
+    def origin(self) -> str:
+        """Where what is kept in memory was read; what comes from elsewhere may contradict it."""
+        return self.prefix + self.history
 
     @cached_property
     def root(self) -> str:

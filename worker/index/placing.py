@@ -31,7 +31,7 @@ HEADER = struct.Struct(">BB16s16sIHIIII")
 TAIL = struct.Struct(">4s12sII")
 """What goes to the `arrive` script and what comes back; see there."""
 
-Names = Callable[[str, Iterable[int]], dict[int, str]]
+Names = Callable[[Space, set[int]], dict[int, str] | None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Placing:
                 for at in part
             ]
             told = self._ask(space, routed)
-            answers += self._conclude(space, told) if told else [False] * len(part)
+            answers += self._conclude(space, told)
             stale |= any(each.reply.outcome == "stale" for each in told)
             self._catch_up(space, told)
             self.cache.trim()
@@ -127,14 +127,12 @@ class Placing:
         yield part
 
     def _prefixes(self, space: Space, route: Route) -> list[Prefix]:
-        return [self.cache.get(space.keys.prefix, cluster) for cluster in route.clusters]
+        return [self.cache.get(space.keys.origin, cluster) for cluster in route.clusters]
 
     def _ask(self, space: Space, routed: list[Routed]) -> list[Told]:
-        """Run the scripts; nothing when a cluster was gone before, the table then refreshed."""
         missing = {p.cluster: p for each in routed for p in each.prefixes if p.state == NEVER_READ}
-        if not self._fetch(space, list(missing.values())):
-            space.table.refresh()
-            return []
+        # One that cannot be read is retired, or nothing holds any more: the script will say.
+        self._fetch(space, list(missing.values()))
         calls = [
             (space.keys, arguments(each.arrival, self._settings, each.prefixes)) for each in routed
         ]
@@ -147,9 +145,8 @@ class Placing:
             told.append(Told(each, reply, [prefix.epoch for prefix in each.prefixes]))
         return told
 
-    def _fetch(self, space: Space, prefixes: Sequence[Prefix]) -> bool:
-        """Bring prefixes up to date; False when a cluster is retired."""
-        alive = True
+    def _fetch(self, space: Space, prefixes: Sequence[Prefix]) -> None:
+        """Bring prefixes up to date, but those of retired clusters."""
         for start in range(0, len(prefixes), LOADED_AT_ONCE):
             part = prefixes[start : start + LOADED_AT_ONCE]
             calls: list[tuple[Keys, list[Argument]]] = [
@@ -158,9 +155,6 @@ class Placing:
             for prefix, raw in zip(part, self._store.scripts("read", calls), strict=True):
                 if raw:
                     self.cache.extend(prefix, *raw)
-                else:
-                    alive = False
-        return alive
 
     def _conclude(self, space: Space, told: list[Told]) -> list[Answer | bool | None]:
         """Compare the arrivals whose script answered everything, in one go."""
@@ -171,7 +165,9 @@ class Placing:
             self._settings.matches,
         )
         listed = {match.sequence for each in found for match in _listed(each)}
-        names = self._names(space.keys.namespace, listed)
+        names = self._names(space, listed)
+        if names is None:
+            return [False] * len(told)
         answered = {
             id(each): _placed(each, one, names) for each, one in zip(whole, found, strict=True)
         }

@@ -27,8 +27,8 @@ from worker.decoding import DecoderPool
 from worker.embedder import Embedder
 from worker.errors import ConfigError, DedupError, EventError
 from worker.images import ImageLimits
-from worker.index.answers import IndexSettings
 from worker.index.index import Index
+from worker.index.settings import index_settings
 from worker.index.space import remove_retired
 from worker.index.store import Store
 from worker.jobs import Job, Lease
@@ -64,7 +64,8 @@ def main(argv: list[str]) -> int:
     settings = config.from_flags(Settings, args)
     embedder = Embedder.load(args.to_model, mode=settings.embed_mode, device=settings.device)
     client = connect(settings)
-    index = Index(client, embedder.model_id, _index_settings(settings, embedder), building=True)
+    threshold = settings.threshold or embedder.threshold
+    index = Index(client, embedder.model_id, index_settings(settings, threshold), building=True)
     index.open(args.namespace)
     with _pipeline(settings, embedder, index) as pipeline:
         rebuild = Rebuild(pipeline, index, args.namespace, settings)
@@ -173,17 +174,6 @@ def _opened(path: str) -> BinaryIO:
         return Path(path).open("rb")
     except OSError as error:
         raise ConfigError(f"--events: {error}") from None
-
-
-def _index_settings(settings: Settings, embedder: Embedder) -> IndexSettings:
-    return IndexSettings(
-        threshold=settings.threshold or embedder.threshold,
-        matches=settings.matches,
-        cluster_limit=settings.cluster_limit,
-        probes=settings.probes,
-        probe_margin=settings.probe_margin,
-        cache_bytes=settings.cache_bytes,
-    )
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Spaces:
             return space
 
     def forget(self, space: Space) -> None:
-        """Drop a namespace whose generation stopped answering: it is opened anew when asked for."""
+        """Drop one whose generation or server is another by now; it is opened anew if asked for."""
         with self._lock:
             if self._open.get(space.keys.namespace) is space:
                 del self._open[space.keys.namespace]
@@ -68,14 +68,14 @@ def open_space(store: Store, namespace: str, model_id: str) -> Space:
     offered = Keys(namespace, secrets.token_hex(4))
     store.command("SADD", NAMESPACES, encode(namespace))
     reply = store.script("ensure", offered, model_id, LAYOUT, bytes(CENTROID))
-    serving, model, layout, _ = (part.decode() for part in reply)
+    serving, model, layout, history = (part.decode() for part in reply)
     check_model(namespace, model_id, model)
     if layout != LAYOUT:
         raise ModelMismatch(
             f"namespace {namespace!r} has record layout {layout}, this version writes {LAYOUT}: "
             "run the version that wrote it, or rebuild the namespace"
         )
-    return Space(store, Keys(namespace, serving))
+    return Space(store, Keys(namespace, serving, history))
 
 
 def open_building(store: Store, namespace: str, model_id: str) -> Space:
@@ -87,7 +87,7 @@ def open_building(store: Store, namespace: str, model_id: str) -> Space:
     state, *generation = store.script("begin", offered, model_id, LAYOUT, bytes(CENTROID))
     if state == b"none":
         raise ConfigError(f"namespace {namespace!r} does not exist")
-    return Space(store, Keys(namespace, generation[0].decode()))
+    return Space(store, Keys(namespace, *(part.decode() for part in generation)))
 
 
 def switch(store: Store, space: Space) -> None:

@@ -74,7 +74,7 @@ class Maintainer:
         if not self._store.command(*self._lock(space, cluster, token)):
             return False
         self._step("locked")
-        for _ in range(self._settings.attempts):
+        for _ in range(self._settings.place_attempts):
             contents = self.read(space, cluster)
             if contents is None or not (plan := self._plan(space, contents)):
                 self._store.script("release", space.keys, CLUSTER.pack(cluster), token, 1)

@@ -1,0 +1,140 @@
+"""The last writes of a worker, and which of them Redis has lost.
+
+Redis answers before its replicas and its disk have a write, so a fail-over or a crash may lose the
+last ones. Owns remembering them, looking for them again on a server with another history, and the
+events that are to be read again therefore. It must not know how events are read.
+"""
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from worker.index.space import Space
+from worker.index.store import Store
+
+log = logging.getLogger(__name__)
+
+Position = tuple[int, int]
+"""Partition and offset of an event."""
+HISTORIES = 65_536
+"""Namespaces of which is known with which history of the server their last write was answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """An image stored, or with sequence None one deleted, as told by the event at `position`."""
+
+    namespace: str
+    image_id: str
+    sequence: int | None
+    position: Position
+
+
+class Recent:
+    """The last `limit` writes of this process; thread-safe."""
+
+    def __init__(self, store: Store, limit: int) -> None:
+        self._store = store
+        self._writes: deque[Write] = deque(maxlen=limit)
+        self._origins: OrderedDict[str, str] = OrderedDict()
+        self._lost: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self.changes = self.lost_images = 0
+
+    def wrote(self, space: Space, writes: Iterable[Write]) -> None:
+        """Remember writes that were answered on that server."""
+        with self._lock:
+            self._writes.extend(writes)
+            self._note_origin(space)
+
+    def confirm(self, space: Space) -> None:
+        """Look for what was written, where that was in another history of the server.
+
+        Raises InfrastructureError; then it is looked for again next time.
+        """
+        if self._origins.get(space.keys.namespace) == space.keys.origin:
+            return
+        with self._lock:
+            known = self._origins.get(space.keys.namespace)
+            if known is not None and known != space.keys.origin:
+                self._look(space)
+            self._note_origin(space)
+
+    def replay_from(self, position: Position) -> None:
+        """An event whose image is gone is to be read again."""
+        with self._lock:
+            self._add_lost(position)
+
+    def lost(self) -> dict[int, int]:
+        """By partition the first event to be read again."""
+        with self._lock:
+            return dict(self._lost)
+
+    def replaying(self, first: dict[int, int]) -> None:
+        """These are being read again."""
+        with self._lock:
+            for partition, offset in first.items():
+                if self._lost.get(partition) == offset:
+                    del self._lost[partition]
+
+    def _note_origin(self, space: Space) -> None:
+        self._origins[space.keys.namespace] = space.keys.origin
+        self._origins.move_to_end(space.keys.namespace)
+        while len(self._origins) > HISTORIES:
+            self._origins.popitem(last=False)
+
+    def _add_lost(self, position: Position) -> None:
+        partition, offset = position
+        self._lost[partition] = min(offset, self._lost.get(partition, offset))
+
+    def _look(self, space: Space) -> None:
+        """Find out which writes of a namespace are gone, and forget those."""
+        mine = [write for write in self._writes if write.namespace == space.keys.namespace]
+        gone = self._gone(space, mine)
+        images = sum(write.sequence is not None for write in gone)
+        self.changes += 1
+        self.lost_images += images
+        if not gone:
+            log.info(
+                "Redis was restarted or replaced; it has all this worker wrote lately",
+                extra={"namespace": space.keys.namespace, "remembered": len(mine)},
+            )
+            return
+        for write in gone:
+            self._add_lost(write.position)
+        log.error(
+            "Redis lost writes it had acknowledged; their events are read again",
+            extra={
+                "namespace": space.keys.namespace,
+                "lost_images": images,
+                # Nothing older is left that could prove where the loss begins.
+                "may_be_more": len(gone) == len(mine) and len(self._writes) == self._writes.maxlen,
+                "from": dict(self._lost),
+            },
+        )
+        lost = {id(write) for write in gone}
+        self._writes = deque(
+            (write for write in self._writes if id(write) not in lost), self._writes.maxlen
+        )
+
+    def _gone(self, space: Space, writes: list[Write]) -> list[Write]:
+        """Images that are not where they were stored, and deletes younger than all that are.
+
+        Deletes leave nothing that only they could have left; repeating one changes nothing.
+        """
+        stored = [write for write in writes if write.sequence is not None]
+        fields = [space.keys.record(write.sequence or 0) for write in stored]
+        names = self._store.commands([("HGET", key, first + 1) for key, first in fields])
+        kept = {
+            id(write)
+            for write, name in zip(stored, names, strict=True)
+            if name == write.image_id.encode()
+        }
+        last_kept = max((at for at, write in enumerate(writes) if id(write) in kept), default=-1)
+        return [
+            write
+            for at, write in enumerate(writes)
+            if id(write) not in kept and (write.sequence is not None or at > last_kept)
+        ]
