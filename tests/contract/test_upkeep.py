@@ -19,8 +19,10 @@ from worker import __main__ as worker
 from worker.embedder import Embedder
 from worker.errors import ConfigError, ModelMismatch
 from worker.index import Index
+from worker.index.fsck import CLUSTERS, check
 from worker.index.keys import Keys
 from worker.index.space import remove_retired
+from worker.index.store import PIPELINE, Store
 
 
 def building(bench: Bench, model: str = "model-b") -> Index:
@@ -136,6 +138,37 @@ def test_fsck_sees_what_is_broken(
     bench.store().command(*breaking(bench.keys()))
     assert worker.main(command) == 1
     assert said in capsys.readouterr().err
+
+
+def test_fsck_follows_an_id_through_all_its_lives_and_in_no_circle(bench: Bench) -> None:
+    index, rows = bench.index(), vectors(3)
+    for offset, row in enumerate(rows):
+        index.place([bench.arrival("again", row, bytes=offset)])
+        if offset < 2:
+            assert index.forget(bench.namespace, "again", bench.arrival("-").position)
+    bench.assert_whole()
+    keys = bench.keys()
+    bench.store().command("HSET", keys.record(3)[0], keys.record(3)[1] + 3, 3)
+    said = check(bench.store(), bench.namespace)
+    assert said == [f"the id of sequence {n} does not lead back to it" for n in (1, 2)]
+
+
+def test_fsck_asks_for_many_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    place_all(bench.index(), bench.arrivals("p", vectors(1000)), batch=250)
+    bench.index().place(bench.arrivals("copy", vectors(100)))
+    trips = []
+    call = Store.call
+
+    def counted(self: Store, action: Callable[[], object]) -> object:
+        trips.append(action)
+        return call(self, action)
+
+    monkeypatch.setattr(Store, "call", counted)
+    bench.assert_whole()
+    clusters = -(-len(bench.store().command("HKEYS", bench.keys().clusters)) // CLUSTERS)
+    # Buckets of records, of ids and of bytes; then for each image a lookup by id and one by bytes.
+    most = 3 + 2 * -(-1100 // PIPELINE) + 2 * clusters + 20
+    assert len(trips) < most
 
 
 def test_audit_command(single: LocalRedis, capsys: pytest.CaptureFixture[str]) -> None:

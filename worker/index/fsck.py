@@ -35,7 +35,12 @@ from worker.index.store import Store
 from worker.storage import connect
 
 PAGE = 128
-"""Keys read in one pipeline."""
+"""Buckets checked at once: up to 4,096 images, some MB."""
+CLUSTERS = 32
+"""Clusters read at once: 1 MB where they are as large as they should be."""
+
+Named = list[tuple[int, bytes]]
+"""Sequences and something of each."""
 
 
 class Check:
@@ -55,8 +60,9 @@ class Check:
     def run(self) -> list[str]:
         """Check everything; answers the problems."""
         self._check_centroids()
-        for cluster, state in self.states.items():
-            self._check_cluster(cluster, state)
+        clusters = list(self.states)
+        for start in range(0, len(clusters), CLUSTERS):
+            self._check_clusters(clusters[start : start + CLUSTERS])
         for first in range(0, self.last + 1, SPAN * PAGE):
             self._check_images(first)
         self._check_lookups()
@@ -103,17 +109,25 @@ class Check:
             self._say("the centroid table is not what its log says")
         return version
 
-    def _check_cluster(self, cluster: int, state: State) -> None:
-        raw = self._store.script("read", self._keys, CLUSTER.pack(cluster), NEVER_READ)
+    def _check_clusters(self, clusters: list[int]) -> None:
+        keys = self._keys
+        raws = self._store.scripts(
+            "read", [(keys, [CLUSTER.pack(cluster), NEVER_READ]) for cluster in clusters]
+        )
+        ends = [(cluster, -(-self.states[cluster].length // CHUNK)) for cluster in clusters]
+        beyond = self._store.commands([("EXISTS", keys.chunk(*end)) for end in ends])
+        for cluster, raw, more in zip(clusters, raws, beyond, strict=True):
+            if more:
+                self._say(f"cluster {cluster} has a chunk beyond its length")
+            self._check_cluster(cluster, self.states[cluster], raw)
+
+    def _check_cluster(self, cluster: int, state: State, raw: list[bytes]) -> None:
         if not raw or raw[0] != state.pack():
             self._say(f"cluster {cluster} changed while it was read")
             return
         if len(raw[2]) != state.length * RECORD:
             self._say(f"cluster {cluster} has {len(raw[2]) / RECORD} of {state.length} records")
             return
-        beyond = self._keys.chunk(cluster, -(-state.length // CHUNK))
-        if self._store.command("EXISTS", beyond):
-            self._say(f"cluster {cluster} has a chunk beyond its length")
         records = np.frombuffer(raw[2], LAYOUT)
         sequences = records["sequence"][records["sequence"] > 0]
         if len(sequences) != state.live:
@@ -134,53 +148,71 @@ class Check:
         replies = self._store.commands(
             [("HGETALL", self._keys.record(bucket * SPAN)[0]) for bucket in buckets]
         )
-        wanted = []
+        records: Named = []
+        names: Named = []
         for bucket, fields in zip(buckets, replies, strict=True):
             for offset in range(SPAN):
                 sequence = bucket * SPAN + offset
-                if 0 < sequence <= self.last:
-                    wanted.append(
-                        (sequence, *(fields.get(b"%d" % (offset * 4 + k)) for k in (0, 1)))
-                    )
-        for sequence, record, name in wanted:
-            if record is None or name is None:
-                self._say(f"sequence {sequence} has no {'record' if record is None else 'id'}")
-            else:
-                self._check_image(sequence, record)
-        self._check_names(wanted)
+                if not 0 < sequence <= self.last:
+                    continue
+                record, name = (fields.get(b"%d" % (offset * 4 + which)) for which in (0, 1))
+                if record is None or name is None:
+                    self._say(f"sequence {sequence} has no {'record' if record is None else 'id'}")
+                if record is not None and name is not None:
+                    records.append((sequence, record))
+                if name is not None:
+                    names.append((sequence, name))
+        self._check_records(records)
+        self._check_names(names)
 
-    def _check_image(self, sequence: int, packed: bytes) -> None:
-        kind, sha, _, _, _, _, home = IMAGE.unpack_from(packed)
-        found = int(self._found[sequence])
-        if kind == LIVE:
-            if found != home:
-                self._say(f"sequence {sequence} says cluster {home}; it is in {found}")
-            holder = self._lookup("sha:", sha)
+    def _check_records(self, records: Named) -> None:
+        originals: Named = []
+        copies: Named = []
+        for sequence, packed in records:
+            kind, sha, _, _, _, _, home = IMAGE.unpack_from(packed)
+            found = int(self._found[sequence])
+            if kind == LIVE:
+                originals.append((sequence, sha))
+                if found != home:
+                    self._say(f"sequence {sequence} says cluster {home}; it is in {found}")
+            elif found:
+                self._say(f"sequence {sequence} is no living original but has a vector in {found}")
+            if kind == COPY:
+                copies.append((sequence, sha))
+        holders = self._lookup("sha:", [sha for _, sha in originals])
+        for (sequence, _), holder in zip(originals, holders, strict=True):
             if holder != sequence:
                 self._say(f"the bytes of sequence {sequence} lead to {holder}")
-            return
-        if found:
-            self._say(f"sequence {sequence} is no living original but has a vector in {found}")
-        if kind == COPY:
-            copies = f"{self._keys.prefix}copies:".encode() + sha
-            if self._store.command("ZSCORE", copies, sequence) is None:
+        lists = f"{self._keys.prefix}copies:".encode()
+        scores = self._store.commands([("ZSCORE", lists + sha, each) for each, sha in copies])
+        for (sequence, _), score in zip(copies, scores, strict=True):
+            if score is None:
                 self._say(f"copy {sequence} is not listed with its original")
 
-    def _check_names(self, images: list[tuple[int, bytes | None, bytes | None]]) -> None:
-        for sequence, _, name in images:
-            if name is None:
-                continue
-            at = self._lookup("id:", digest(name.decode()))
-            while at and at > sequence:
-                key, first = self._keys.record(at)
-                earlier = self._store.command("HGET", key, first + 3)
-                at = int(earlier) if earlier else None
-            if at != sequence:
-                self._say(f"the id of sequence {sequence} does not lead back to it")
+    def _check_names(self, names: Named) -> None:
+        """Each id leads to its last sequence, and from there back to all it had before."""
+        latest = self._lookup("id:", [digest(name.decode()) for _, name in names])
+        waiting = [(sequence, at) for (sequence, _), at in zip(names, latest, strict=True)]
+        while waiting:
+            on_the_way: list[tuple[int, int]] = []
+            for sequence, at in waiting:
+                if at is not None and at > sequence:
+                    on_the_way.append((sequence, at))
+                elif at != sequence:
+                    self._say(f"the id of sequence {sequence} does not lead back to it")
+            fields = [self._keys.record(at) for _, at in on_the_way]
+            replies = self._store.commands([("HGET", key, first + 3) for key, first in fields])
+            # It must lead back: a later one would lead round in a circle.
+            waiting = [
+                (sequence, int(reply) if reply is not None and int(reply) < at else None)
+                for (sequence, at), reply in zip(on_the_way, replies, strict=True)
+            ]
 
-    def _lookup(self, kind: str, field: bytes) -> int | None:
-        value = self._store.command("HGET", self._keys.lookup(kind, field, self.last), field)
-        return int(value) if value else None
+    def _lookup(self, kind: str, fields: list[bytes]) -> list[int | None]:
+        values = self._store.commands(
+            [("HGET", self._keys.lookup(kind, field, self.last), field) for field in fields]
+        )
+        return [int(value) if value else None for value in values]
 
     def _check_lookups(self) -> None:
         for kind in ("id:", "sha:"):

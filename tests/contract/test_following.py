@@ -1,0 +1,111 @@
+"""Following the log of centroids: forty thousand of them, and then only what is new."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import redis
+
+from deploy.local import LocalRedis
+from tests.contract.harness import Bench, vectors
+from worker.index.centroids import LOG_PAGE, Table
+from worker.index.keys import ADDED, CENTROID, CLUSTER, Keys
+from worker.index.store import PIPELINE, Store
+from worker.vectors import Vectors
+
+CENTROIDS = 40_000
+SMALL = 25
+
+
+class Log:
+    """Splits as the scripts write them: one cluster retired, two added, one version more."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._store, self._keys = bench.store(), bench.keys()
+        self._next = 2
+        self.version = 1  # the first cluster's
+
+    def split(self, times: int) -> None:
+        """Split the oldest cluster, and so on."""
+        rows = vectors(2 * times, seed=self.version)
+        for start in range(0, times, PIPELINE):
+            entries = range(start, min(start + PIPELINE, times))
+            self._store.commands(
+                [part for at in entries for part in self._entry(rows[2 * at : 2 * at + 2])]
+            )
+
+    def _entry(self, rows: Vectors) -> Iterator[tuple[str | bytes | int, ...]]:
+        retired, self.version = CLUSTER.pack(self.version), self.version + 1
+        added = [(CLUSTER.pack(self._next + at), row.tobytes()) for at, row in enumerate(rows)]
+        self._next += len(rows)
+        keys, packed = self._keys, b"".join(part for pair in added for part in pair)
+        yield ("HDEL", keys.centroids, retired)
+        yield ("HSET", keys.centroids, *(part for pair in added for part in pair))
+        yield ("HINCRBY", keys.meta, "version", 1)
+        yield ("XADD", keys.log, f"{self.version}-1", "retired", retired, "added", packed)
+
+
+@pytest.fixture
+def server() -> Iterator[LocalRedis]:
+    with LocalRedis() as server:
+        yield server
+
+
+def traffic(client: redis.Redis) -> tuple[int, int]:
+    """Commands executed and bytes answered so far."""
+    stats = client.info("stats")
+    return stats["total_commands_processed"], stats["total_net_output_bytes"]
+
+
+def assert_same(table: Table, keys: Keys, store: Store) -> None:
+    """The table holds the clusters that Redis has, each with its direction."""
+    centroids = store.command("HGETALL", keys.centroids)
+    stored = {CLUSTER.unpack(cluster)[0]: row for cluster, row in centroids.items()}
+    assert set(table.clusters()) == stored.keys()
+    wanted = np.stack([np.frombuffer(row, np.int8) for row in stored.values()]).astype(np.float32)
+    wanted /= np.sqrt((wanted * wanted).sum(axis=1, keepdims=True))
+    assert np.allclose(table.directions_of(list(stored)), wanted, atol=1e-6)
+
+
+def test_forty_thousand_centroids_and_then_only_what_is_new(server: LocalRedis) -> None:
+    bench, client = Bench(server.client, "default"), server.client()
+    bench.index().open(bench.namespace)
+    keys, log = bench.keys(), Log(bench)
+    table = Table(bench.store(), keys)
+    table.refresh()
+    log.split(CENTROIDS - 1)
+
+    table.refresh()
+    assert (len(table), table.version) == (CENTROIDS, CENTROIDS)
+    assert_same(table, keys, bench.store())
+    replayed = Table(bench.store(), keys)
+    replayed.refresh()
+    assert sorted(replayed.clusters()) == sorted(table.clusters())
+    probe = vectors(5, seed=9)
+    assert replayed.route(probe, 8, 2.0) == table.route(probe, 8, 2.0)
+
+    log.split(SMALL)
+    before = traffic(client)
+    table.refresh()
+    commands, answered = (b - a for a, b in zip(before, traffic(client), strict=True))
+    assert commands == 3  # a page, the end of the log, and INFO itself
+    new = SMALL * (CLUSTER.size + 2 * ADDED)
+    assert new < answered < 3 * new + 10_000  # with the names of fields and INFO's own text
+    assert_same(table, keys, bench.store())
+
+
+def test_a_log_cut_short_is_replaced_by_the_whole_table_once(server: LocalRedis) -> None:
+    bench, client = Bench(server.client, "default"), server.client()
+    bench.index().open(bench.namespace)
+    keys, log = bench.keys(), Log(bench)
+    table = Table(bench.store(), keys)
+    table.refresh()
+    log.split(CENTROIDS - 1)
+    client.xtrim(keys.log, maxlen=SMALL, approximate=False)
+    before = traffic(client)
+    table.refresh()
+    commands, answered = (b - a for a, b in zip(before, traffic(client), strict=True))
+    assert_same(table, keys, bench.store())
+    assert answered < 2 * CENTROIDS * (CENTROID + CLUSTER.size)
+    assert commands < math.ceil(CENTROIDS / 500) + CENTROIDS / LOG_PAGE
