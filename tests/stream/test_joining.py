@@ -15,7 +15,8 @@ from worker.config import Settings
 from worker.offsets import Partition
 
 SECONDS = 60.0
-SHORT_POLL_SECONDS = 0.001  # over before a broker has answered
+SHORT_POLL_SECONDS = 0.005  # mostly over before a broker has answered
+POLLS = 40  # without a pause: kafka-python joins once more when it has joined between two polls
 
 
 class Owner:
@@ -43,7 +44,7 @@ class Owner:
 
 
 class Member:
-    """A consumer that polls as long as it must, but never long enough."""
+    """A consumer that polls often, but each time for less than joining takes."""
 
     def __init__(self, kafka: LocalKafka, topics: Topics) -> None:
         self.owner = Owner()
@@ -59,8 +60,9 @@ class Member:
         self.coordinator = self.consumer._consumer._coordinator
 
     def holds_everything(self) -> bool:
-        """Poll once; whether it is a member with all partitions now."""
-        self.consumer.poll(SHORT_POLL_SECONDS, 1)
+        """Poll for a while; whether it is a member with all partitions then."""
+        for _ in range(POLLS):
+            self.consumer.poll(SHORT_POLL_SECONDS, 1)
         return len(self.owner.held) == PARTITIONS and self.consumer.joined()
 
     def wait(self) -> None:
