@@ -19,16 +19,14 @@ from worker.training.calibrate import Nearest, nearest_strangers, propose
 from worker.training.contestants import contestant
 from worker.training.evaluate import arrange
 from worker.training.lanes import Lanes, deal
-from worker.training.objective import Memory, contrastive_loss
+from worker.training.objective import contrastive_loss
 from worker.training.photos import Photo, read_photos, split, without_pictures_of
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle, whiten
 from worker.training.views import Views, batches
 from worker.weightfile import read
 
-TINY = Recipe(
-    steps=6, batch=8, size=40, early_size=32, early_share=0.5, memory=24, memory_from=0.2, lanes=2
-)
+TINY = Recipe(steps=6, batch=8, size=40, early_size=32, early_share=0.5, lanes=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(archive: Path) -> Path:
     out = archive.with_name("trained.safetensors")
-    small = "--batch 8 --size 48 --early-size 32 --memory 64 --held-out 0.5 --processes 0"
+    small = "--batch 8 --size 48 --early-size 32 --held-out 0.5 --processes 0"
     command = f"--photos {archive} --out {out} --steps 4 --device cpu {small}"
     assert train.main(command.split()) == 0
     return out
@@ -69,7 +67,6 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: P
     resumed_state = resumed.network.state_dict()
     for name, value in uninterrupted.network.state_dict().items():
         assert torch.equal(resumed_state[name], value), name
-    assert torch.equal(resumed.memory.photos, uninterrupted.memory.photos)
 
 
 def test_views_do_not_depend_on_who_makes_them() -> None:
@@ -136,25 +133,16 @@ def test_settled_statistics_fit_the_weights() -> None:
     assert not torch.equal(run.network.get_buffer("whitening"), torch.eye(128))
 
 
-def test_memory_forgets_the_oldest() -> None:
-    memory = Memory(4, 2)
-    memory.add(torch.ones(3, 2), torch.tensor([1, 2, 3]))
-    memory.add(torch.zeros(2, 2), torch.tensor([4, 5]))
-    assert memory.photos.tolist() == [5, 2, 3, 4]
-
-
 def test_the_loss_wants_copies_close_and_strangers_away() -> None:
-    unit = torch.eye(8)
-    photos, memory = torch.arange(4), Memory(4, 8)
-    good = contrastive_loss(unit[:4], unit[:4], photos, memory)
-    apart = contrastive_loss(unit[:4], unit[4:], photos, memory)
-    crowded = contrastive_loss(unit[[0, 0, 1, 1]], unit[[0, 0, 1, 1]], photos, memory)
+    unit, photos = torch.eye(8), torch.arange(4)
+    good = contrastive_loss(unit[:4], unit[:4], photos)
+    apart = contrastive_loss(unit[:4], unit[4:], photos)
+    twice = unit[[0, 0, 1, 1]]
+    crowded = contrastive_loss(twice, twice, photos)
     assert good < apart
     assert good < crowded
-    memory.add(unit[:1], torch.tensor([9]))  # a stranger where the first pair stands
-    assert contrastive_loss(unit[:4], unit[:4], photos, memory) > good
-    memory.add(unit[:4], photos)  # the same photos again are no strangers
-    torch.testing.assert_close(contrastive_loss(unit[:4], unit[:4], photos, memory), good)
+    same = contrastive_loss(twice, twice, torch.tensor([0, 0, 1, 1]))  # a photo drawn twice
+    assert same < good < crowded
 
 
 def test_the_rotation_objective_trains() -> None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from worker.images import PREPROCESSING
 from worker.network import DIMENSIONS, TruncatedResNet18
 from worker.training.lanes import Lanes, deal
-from worker.training.objective import Memory, contrastive_loss, rotation_loss
+from worker.training.objective import contrastive_loss, rotation_loss
 from worker.weightfile import Description, Weights
 
-PARTS = ("network", "head", "memory", "optimizer")  # of a checkpoint
+PARTS = ("network", "head", "optimizer")  # of a checkpoint
 
 
 def _option(default: Any, about: str) -> Any:
@@ -35,8 +35,6 @@ class Recipe:
     rate: float = _option(3e-3, "highest learning rate of AdamW")
     warmup: float = _option(0.03, "share of the run in which the rate rises; then it falls to 0")
     decay: float = _option(0.02, "weight decay")
-    memory: int = _option(4096, "past references that serve as strangers")
-    memory_from: float = _option(0.05, "share of the run before the memory is used")
     held_out: float = _option(0.08, "share of photos set aside, by SHA-256")
     lanes: int = _option(4, "threads that share a batch on a CPU")
     seed: int = _option(0, "decides views and first weights")
@@ -51,7 +49,6 @@ class Run:
         self.network = TruncatedResNet18().to(device).to(memory_format=torch.channels_last)
         self.lanes = Lanes(self.network, recipe.lanes if device == "cpu" else 1, device)
         self.head = nn.Linear(DIMENSIONS, 4).to(device)
-        self.memory = Memory(recipe.memory, DIMENSIONS).to(device)
         weights = [*self.network.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(weights, recipe.rate, weight_decay=recipe.decay)
         self.step, self.seconds = 0, 0.0
@@ -93,10 +90,7 @@ class Run:
         if self.recipe.objective == "rotation":
             return rotation_loss(rows, self.head, labels)
         references, copies = rows.chunk(2)
-        loss = contrastive_loss(references, copies, labels, self.memory)
-        if self.progress() > self.recipe.memory_from:
-            self.memory.add(references, labels)
-        return loss
+        return contrastive_loss(references, copies, labels)
 
     def _set_rate(self) -> None:
         done = min(1.0, self.progress())
