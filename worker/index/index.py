@@ -183,10 +183,11 @@ class Index:
 
         Raises ConfigError, too, when Redis has lost some of what was stored in it.
         """
+        built = self._space(namespace)  # a ping may open another one in its place, begun anew
         self.ping()
         if self.lost():
             raise ConfigError("Redis has lost some of what was stored: run the rebuild again")
-        switch(self._store, self._space(namespace))
+        switch(self._store, built)
 
     def audit(self, namespace: str, sample: int) -> Audit:
         """Begin an audit of `sample` images against brute force; `step` it to its end."""

@@ -38,7 +38,7 @@ class Recent:
     def __init__(self, store: Store, limit: int) -> None:
         self._store = store
         self._writes: deque[Write] = deque(maxlen=limit)
-        self._origins: OrderedDict[str, str] = OrderedDict()
+        self._histories: OrderedDict[str, str] = OrderedDict()
         self._lost: dict[int, int] = {}
         self._lock = threading.Lock()
         self.changes = self.lost_images = 0
@@ -47,20 +47,20 @@ class Recent:
         """Remember writes that were answered on that server."""
         with self._lock:
             self._writes.extend(writes)
-            self._note_origin(space)
+            self._note_history(space)
 
     def confirm(self, space: Space) -> None:
         """Look for what was written, where that was in another history of the server.
 
         Raises InfrastructureError; then it is looked for again next time.
         """
-        if self._origins.get(space.keys.namespace) == space.keys.origin:
+        if self._histories.get(space.keys.namespace) == space.keys.history:
             return
         with self._lock:
-            known = self._origins.get(space.keys.namespace)
-            if known is not None and known != space.keys.origin:
+            known = self._histories.get(space.keys.namespace)
+            if known is not None and known != space.keys.history:
                 self._look(space)
-            self._note_origin(space)
+            self._note_history(space)
 
     def replay_from(self, position: Position) -> None:
         """An event whose image is gone is to be read again."""
@@ -79,11 +79,11 @@ class Recent:
                 if self._lost.get(partition) == offset:
                     del self._lost[partition]
 
-    def _note_origin(self, space: Space) -> None:
-        self._origins[space.keys.namespace] = space.keys.origin
-        self._origins.move_to_end(space.keys.namespace)
-        while len(self._origins) > HISTORIES:
-            self._origins.popitem(last=False)
+    def _note_history(self, space: Space) -> None:
+        self._histories[space.keys.namespace] = space.keys.history
+        self._histories.move_to_end(space.keys.namespace)
+        while len(self._histories) > HISTORIES:
+            self._histories.popitem(last=False)
 
     def _add_lost(self, position: Position) -> None:
         partition, offset = position
