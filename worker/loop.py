@@ -125,7 +125,8 @@ class Loop:
         """Go back to the first event of each partition whose write Redis has lost.
 
         What it kept is answered as before. The group goes back, too, so that a worker that dies
-        meanwhile leaves the rest of the replay to its successor.
+        meanwhile leaves the rest of the replay to its successor; but not with exactly-once, where
+        a commit beside a transaction that is not over would be undone by it, or undo it.
         """
         back = self.consumer.go_back({(self._settings.topic, p): o for p, o in lost.items()})
         self._assignment.again(set(back))
@@ -135,9 +136,10 @@ class Loop:
         if others := {p: o for p, o in lost.items() if (self._settings.topic, p) not in back}:
             log.error("replay these by hand: they are another worker's", extra={"offsets": others})
         self._pipeline.replaying(lost)
+        if not back or self._settings.delivery == "exactly-once":
+            return
         try:
-            if back:
-                self.consumer.commit_now(back, self._settings.commit_interval_seconds)
+            self.consumer.commit_now(back, self._settings.commit_interval_seconds)
         except InfrastructureError as error:
             log.warning("the group did not go back yet", extra={"error": str(error)})
 

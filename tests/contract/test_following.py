@@ -68,12 +68,18 @@ def assert_same(table: Table, keys: Keys, store: Store) -> None:
     assert np.allclose(table.directions_of(list(stored)), wanted, atol=1e-6)
 
 
-def test_forty_thousand_centroids_and_then_only_what_is_new(server: LocalRedis) -> None:
-    bench, client = Bench(server.client, "default"), server.client()
+def opened(server: LocalRedis) -> tuple[Bench, Keys, Log, Table]:
+    """A new namespace, its log, and the table of a worker that has seen its first cluster."""
+    bench = Bench(server.client, "default")
     bench.index().open(bench.namespace)
-    keys, log = bench.keys(), Log(bench)
-    table = Table(bench.store(), keys)
+    table = Table(bench.store(), bench.keys())
     table.refresh()
+    return bench, bench.keys(), Log(bench), table
+
+
+def test_forty_thousand_centroids_and_then_only_what_is_new(server: LocalRedis) -> None:
+    bench, keys, log, table = opened(server)
+    client = server.client()
     log.split(CENTROIDS - 1)
 
     table.refresh()
@@ -96,11 +102,8 @@ def test_forty_thousand_centroids_and_then_only_what_is_new(server: LocalRedis) 
 
 
 def test_a_log_cut_short_is_replaced_by_the_whole_table_once(server: LocalRedis) -> None:
-    bench, client = Bench(server.client, "default"), server.client()
-    bench.index().open(bench.namespace)
-    keys, log = bench.keys(), Log(bench)
-    table = Table(bench.store(), keys)
-    table.refresh()
+    bench, keys, log, table = opened(server)
+    client = server.client()
     log.split(CENTROIDS - 1)
     client.xtrim(keys.log, maxlen=SMALL, approximate=False)
     before = traffic(client)

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from kafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
@@ -12,8 +12,10 @@ from worker import broker
 from worker.assignment import Assignment
 from worker.config import Settings
 from worker.errors import InfrastructureError
+from worker.loop import Loop
 from worker.messages import Record
 from worker.metrics import Metrics
+from worker.pipeline import Pipeline
 
 P, Q = TopicPartition("images", 0), TopicPartition("images", 1)
 
@@ -56,6 +58,9 @@ class Client:
         return ConsumerGroupMetadata("group", self.generation, "member", None, self.state)
 
     async def commit_async(self, offsets: Any) -> None:
+        self.commits.append(offsets)
+
+    def commit(self, offsets: Any, timeout_ms: int) -> None:
         self.commits.append(offsets)
 
 
@@ -130,3 +135,31 @@ def test_where_a_new_partition_begins_is_asked_anew(monkeypatch: pytest.MonkeyPa
     asyncio.run(client.listener.on_partitions_assigned({P}))
     assert client._coordinator._offset_fetch_futures == {}
     assert assignment.admit([Record("images", 0, 1, 0, b"k", b"v")])
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_what_redis_lost_is_read_again_from_its_first_event(
+    monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    clients: list[Client] = []
+
+    def make(**options: Any) -> Client:
+        clients.append(Client(**options))
+        return clients[-1]
+
+    monkeypatch.setattr(broker, "KafkaConsumer", make)
+    told: list[dict[int, int]] = []
+    loop = Loop(
+        settings=Settings.model_validate({"delivery": delivery}),
+        pipeline=cast("Pipeline", SimpleNamespace(replaying=told.append)),
+        metrics=Metrics(),
+        version="0",
+    )
+    loop._assignment.assigned({("images", 0)})
+    held = loop._assignment.admit([Record("images", 0, 41, 0, b"k", b"v")])
+    loop._replay({0: 40, 7: 3})  # partition 7 is another worker's by now
+    assert clients[0].seeks == {P: 40}
+    assert [job.lease.lost for job in held] == [True]
+    assert told == [{0: 40, 7: 3}]
+    committed = [{p: o.offset for p, o in offsets.items()} for offsets in clients[0].commits]
+    assert committed == ([{P: 40}] if delivery == "at-least-once" else [])
