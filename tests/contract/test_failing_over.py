@@ -12,6 +12,7 @@ from deploy.local import LocalRedis
 from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
 from worker.errors import ConfigError
 from worker.index import Index
+from worker.index.recent import Write
 
 WAIT_MS = 10_000
 
@@ -229,3 +230,24 @@ def test_a_rebuild_that_lost_something_is_not_switched_to(pair: Pair, bench: Ben
     pair.fail_over()
     with pytest.raises(ConfigError, match="run the rebuild again"):
         building.switch(bench.namespace)
+
+
+def test_a_write_told_after_the_new_server_was_found_is_looked_for(
+    pair: Pair, bench: Bench
+) -> None:
+    index, rows = bench.index(), vectors(40)
+    place_all(index, bench.arrivals("p", rows))
+    old = index._space(bench.namespace)
+    pair.synchronise()
+    pair.cut_off()
+    pair.fail_over()
+    index.ping()
+    assert index.lost() == {}
+    new = index._space(bench.namespace)
+    # Two threads: one had its answer from the old server, the other is at work on the new one.
+    index._recent.wrote(old, [Write(bench.namespace, "late", 41, (3, 99))])
+    index._recent.wrote(new, [])
+    index.ping()
+    index.refresh()
+    index.open(bench.namespace)
+    assert index.lost() == {3: 99}

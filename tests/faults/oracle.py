@@ -14,7 +14,7 @@ Deletes are not replayed: an event of its workloads is an add.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,13 +79,12 @@ class Oracle:
     def __exit__(self, *error: object) -> None:
         self._reader.__exit__()
 
-    def publish(self, events: Iterable[Event]) -> None:
-        """Send, and remember what must be answered."""
+    def publish(self, events: Iterable[Event]) -> list[Place]:
+        """Send, and remember what must be answered; returns where the events are."""
         events = list(events)
-        for place, event in zip(
-            publish(self._bootstrap, self._topics.images, events), events, strict=True
-        ):
-            self.sent[place] = event
+        places = publish(self._bootstrap, self._topics.images, events)
+        self.sent.update(zip(places, events, strict=True))
+        return places
 
     @property
     def outcomes(self) -> int:
@@ -112,11 +111,19 @@ class Oracle:
         return all(committed.get(partition) == end for partition, end in ends.items())
 
     def wait_for(self, outcomes: int, seconds: float) -> None:
-        """Wait for so many outcomes in all, looking at every step."""
+        """Wait for so many outcomes in all, repeated ones too, looking at every step."""
         until(
             lambda: self._looks_done() or self.outcomes >= outcomes,
             seconds,
             f"{outcomes} outcomes",
+        )
+
+    def wait_for_answers(self, places: Collection[Place], count: int, seconds: float) -> None:
+        """Wait until so many of these events are answered, looking at every step."""
+        until(
+            lambda: self._looks_done() or len(self._read() & set(places)) >= count,
+            seconds,
+            f"{count} of {len(places)} events answered",
         )
 
     def wait_until_finished(self, seconds: float) -> None:

@@ -38,8 +38,8 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset every connection and let in no new one."""
-        self._refusing = True
         with self._lock:
+            self._refusing = True
             for connection in self._connections:
                 _close(connection)
             self._connections.clear()
@@ -58,19 +58,20 @@ class Proxy:
         with contextlib.suppress(OSError):  # the listener is closed
             while True:
                 client, _ = self._listener.accept()
-                self._serve(client)
+                try:
+                    self._serve(client)
+                except OSError:  # nobody behind it, or cut off meanwhile
+                    _close(client)
 
     def _serve(self, client: socket.socket) -> None:
-        if self._refusing:
-            _close(client)
-            return
-        try:
-            server = socket.create_connection((HOST, self._target))
-        except OSError:
-            _close(client)
-            return
+        server = socket.create_connection((HOST, self._target))
         with self._lock:
             self._connections += [client, server]
+            refused = self._refusing
+        if refused:  # asked after the connection is known to `cut`, so that none slips through
+            _close(client)
+            _close(server)
+            return
         for source, sink in ((client, server), (server, client)):
             source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()

@@ -20,6 +20,8 @@ Position = tuple[int, int]
 """Partition and offset of an event."""
 HISTORIES = 65_536
 """Namespaces of which is known with which history of the server their last write was answered."""
+UNCERTAIN = ""
+"""Stands for a history that is none: whatever the server's is, writes are looked for in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,10 @@ class Recent:
         """Remember writes that were answered on that server."""
         with self._lock:
             self._writes.extend(writes)
-            self._note_history(space)
+            known = self._histories.get(space.keys.namespace)
+            # Another thread has found another server before these writes were known: look again.
+            same = known is None or known == space.keys.history
+            self._note_history(space.keys.namespace, space.keys.history if same else UNCERTAIN)
 
     def confirm(self, space: Space) -> None:
         """Look for what was written, where that was in another history of the server.
@@ -60,7 +65,7 @@ class Recent:
             known = self._histories.get(space.keys.namespace)
             if known is not None and known != space.keys.history:
                 self._look(space)
-            self._note_history(space)
+            self._note_history(space.keys.namespace, space.keys.history)
 
     def replay_from(self, position: Position) -> None:
         """An event whose image is gone is to be read again."""
@@ -79,9 +84,9 @@ class Recent:
                 if self._lost.get(partition) == offset:
                     del self._lost[partition]
 
-    def _note_history(self, space: Space) -> None:
-        self._histories[space.keys.namespace] = space.keys.history
-        self._histories.move_to_end(space.keys.namespace)
+    def _note_history(self, namespace: str, history: str) -> None:
+        self._histories[namespace] = history
+        self._histories.move_to_end(namespace)
         while len(self._histories) > HISTORIES:
             self._histories.popitem(last=False)
 
