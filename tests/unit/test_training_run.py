@@ -19,14 +19,15 @@ from worker.training.calibrate import Nearest, nearest_strangers, propose
 from worker.training.contestants import contestant
 from worker.training.evaluate import arrange
 from worker.training.lanes import Lanes, deal
+from worker.training.lookalikes import look_alikes
 from worker.training.objective import contrastive_loss
 from worker.training.photos import Photo, read_photos, split, without_pictures_of
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle, whiten
-from worker.training.views import Views, batches
+from worker.training.views import Views, batches, grouped
 from worker.weightfile import read
 
-TINY = Recipe(steps=6, batch=8, size=40, early_size=32, early_share=0.5, lanes=2)
+TINY = Recipe(steps=6, batch=8, size=40, early_size=32, early_share=0.5, lanes=2, alike=4)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,37 @@ def read_tiles() -> list[Photo]:
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.checkpoint"
-    _run(2).save(checkpoint)
+    begun = _run(2)
+    begun.save(checkpoint)
+    assert begun.near is not None
     resumed, uninterrupted = _run(6, checkpoint), _run(6)
     assert resumed.step == uninterrupted.step == 6
     resumed_state = resumed.network.state_dict()
     for name, value in uninterrupted.network.state_dict().items():
         assert torch.equal(resumed_state[name], value), name
+
+
+def test_look_alikes_come_into_one_batch() -> None:
+    order, near = np.array([4, 0, 1, 2, 3, 5]), np.full((6, 3), -1, np.int32)
+    near[4], near[0] = [1, 5, 0], [4, 1, 3]
+    assert grouped(order, near, 3) == [[4, 1, 5], [0, 3], [2]]
+    views = Views(read_tiles(), 32, 0, "contrastive")
+    random = [views[at][1] for at in range(40)]
+    pairs = np.arange(40, dtype=np.int32)[:, None] ^ 1
+    views.bring_together(pairs, 2)
+    photos = [views[at][1] for at in range(40)]
+    assert sorted(photos) == sorted(random) == list(range(40))
+    assert all(photos[at] == photos[at + 1] ^ 1 for at in range(0, 40, 2))
+
+
+def test_look_alikes_are_the_nearest_but_never_the_same_picture() -> None:
+    photos = read_tiles()
+    near = look_alikes(Run(TINY, "cpu"), [*photos, photos[3]])
+    assert near.shape == (41, 40)
+    assert 40 not in near[3]
+    assert 3 not in near[40]
+    assert not any(place in row for place, row in enumerate(near))
+    assert all(len(set(row) - {-1}) == (row >= 0).sum() for row in near)
 
 
 def test_views_do_not_depend_on_who_makes_them() -> None:

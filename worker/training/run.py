@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from worker.images import PREPROCESSING
@@ -15,6 +17,7 @@ from worker.training.objective import contrastive_loss, rotation_loss
 from worker.weightfile import Description, Weights
 
 PARTS = ("network", "head", "optimizer")  # of a checkpoint
+STAGES = 8  # of a run; look-alikes change while the network learns
 
 
 def _option(default: Any, about: str) -> Any:
@@ -28,7 +31,7 @@ class Recipe:
     objective: str = "contrastive"
     steps: int | None = None
     minutes: float | None = None
-    batch: int = _option(128, "photos a step, each seen twice")
+    batch: int = _option(256, "photos a step, each seen twice")
     size: int = _option(128, "pixels a side, of the last phase and of the shipped network")
     early_size: int = _option(80, "pixels a side at first: cheaper steps for coarse features")
     early_share: float = _option(0.5, "share of the run with the early size")
@@ -36,6 +39,7 @@ class Recipe:
     warmup: float = _option(0.03, "share of the run in which the rate rises; then it falls to 0")
     decay: float = _option(0.02, "weight decay")
     held_out: float = _option(0.08, "share of photos set aside, by SHA-256")
+    alike: int = _option(8, "photos that look alike brought together in a batch; 1 for none")
     lanes: int = _option(4, "threads that share a batch on a CPU")
     seed: int = _option(0, "decides views and first weights")
 
@@ -52,12 +56,23 @@ class Run:
         weights = [*self.network.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(weights, recipe.rate, weight_decay=recipe.decay)
         self.step, self.seconds = 0, 0.0
+        self.near: NDArray[np.int32] | None = None
+        self.stage = 0  # whose look-alikes are known; random numbers know none in the first one
 
     def progress(self) -> float:
         """Share of the run that is done, by steps or by the clock."""
         if self.recipe.steps is not None:
             return self.step / self.recipe.steps
         return self.seconds / (60 * (self.recipe.minutes or 60.0))
+
+    def due(self) -> bool:
+        """Whether look-alikes are to be looked for, at the begin of each of STAGES stages."""
+        wanted = self.recipe.alike > 1 and self.recipe.objective == "contrastive"
+        return wanted and self.stage < int(self.progress() * STAGES)
+
+    def know(self, near: NDArray[np.int32]) -> None:
+        """Take what is `due`, see `Views.bring_together`."""
+        self.near, self.stage = near, int(self.progress() * STAGES)
 
     def size(self) -> int:
         """Pixels a side at this point of the run."""
@@ -102,12 +117,15 @@ class Run:
         """Begin with a trained network instead of random numbers."""
         self.network.load_state_dict(weights.tensors, strict=False)
         self.lanes.adopt_statistics()
+        self.stage = -1
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on, replacing the old file only when complete."""
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        near = None if self.near is None else torch.from_numpy(self.near)
+        told = {"step": self.step, "seconds": self.seconds, "stage": self.stage, "near": near}
         partial = path.with_suffix(".partial")
-        torch.save({**parts, "step": self.step, "seconds": self.seconds}, partial)
+        torch.save({**parts, **told}, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
@@ -115,7 +133,8 @@ class Run:
         state: dict[str, Any] = torch.load(path, self.device, weights_only=True)
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.stage = state["step"], state["seconds"], state["stage"]
+        self.near = None if state["near"] is None else state["near"].cpu().numpy()
         self.lanes.adopt_statistics()
 
     def weights(self, threshold: float, evaluation: dict[str, Any]) -> Weights:

@@ -22,6 +22,7 @@ from worker.errors import ConfigError
 from worker.training.calibrate import FEWEST, embed, nearest_strangers, propose
 from worker.training.contestants import Embedded
 from worker.training.evaluate import arrange
+from worker.training.lookalikes import look_alikes
 from worker.training.photos import Photo, read_photos, split
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle
@@ -78,8 +79,11 @@ def steps(run: Run, views: Views, processes: int) -> Iterator[tuple[float, float
     """Yield (loss, views per second) after every step, until the schedule ends."""
     while run.progress() < 1:
         views.resize(run.size())
+        if run.due():
+            run.know(look_alikes(run, views.photos))
+        views.bring_together(run.near, run.recipe.alike)
         stream = batches(views, run.recipe.batch, run.step, processes)
-        while run.progress() < 1 and run.size() == views.size:
+        while run.progress() < 1 and run.size() == views.size and not run.due():
             started = time.monotonic()
             pixels, labels = next(stream)
             loss = run.train(pixels, labels)

@@ -1,11 +1,14 @@
 """The stream of training views, made in child processes while the network trains.
 
-A view is a function of (seed, position in the stream), whichever process makes it, so a resumed
-run sees what an uninterrupted one would have seen.
+A view is a function of (seed, position in the stream, look-alikes known), whichever process makes
+it, so a resumed run sees what an uninterrupted one would have seen.
+
+Photos that look alike are brought into one batch, since only they teach telling them apart: a
+stranger drawn at random is soon too far away to (after the hard negatives of FaceNet, Schroff et
+al., 2015).
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,16 @@ class Views(Dataset[tuple[NDArray[np.uint8], int]]):
 
     def __init__(self, photos: list[Photo], size: int, seed: int, objective: str) -> None:
         self.photos, self.seed, self.objective = photos, seed, objective
+        self._drawn: tuple[int, NDArray[np.int64]] | None = None
+        self.bring_together(None, 1)
         self.resize(size)
+
+    def bring_together(self, near: NDArray[np.int32] | None, group: int) -> None:
+        """From now on follow each photo by up to `group` - 1 of its look-alikes.
+
+        `near` is (photos, k), the nearest first and padded with -1, or None for a random order.
+        """
+        self._near, self._group, self._drawn = near, group, None
 
     def resize(self, size: int) -> None:
         """Make views of another size from now on, out of photos just large enough for it."""
@@ -42,7 +54,7 @@ class Views(Dataset[tuple[NDArray[np.uint8], int]]):
     def __getitem__(self, item: int) -> tuple[NDArray[np.uint8], int]:
         rng = np.random.default_rng((self.seed, 1, item))
         epoch, place = divmod(item, len(self.images))
-        photo = int(_order(self.seed, epoch, len(self.images))[place])
+        photo = int(self._order(epoch)[place])
         image = self.images[photo]
         mild = to_pixels(augment.mild_view(image, rng), self.size)
         if self.objective == "rotation":
@@ -51,6 +63,17 @@ class Views(Dataset[tuple[NDArray[np.uint8], int]]):
         other = self.images[int(rng.integers(len(self.images)))]
         hard = to_pixels(augment.hard_view(image, other, rng), self.size)
         return np.stack([mild, hard]), photo
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """The photos of an epoch, each once."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            rng = np.random.default_rng((self.seed, 0, epoch))
+            order = rng.permutation(len(self.images))
+            if self._near is not None:
+                groups = grouped(order, self._near, self._group)
+                order = np.concatenate([groups[at] for at in rng.permutation(len(groups))])
+            self._drawn = epoch, order
+        return self._drawn[1]
 
 
 def batches(views: Views, batch: int, first_step: int, processes: int) -> Iterator[list[Tensor]]:
@@ -75,9 +98,20 @@ def batches(views: Views, batch: int, first_step: int, processes: int) -> Iterat
     )
 
 
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, 0, epoch)).permutation(count)
+def grouped(order: NDArray[np.int64], near: NDArray[np.int32], size: int) -> list[list[int]]:
+    """Cut an order of photos into groups of at most `size`, none of them in two.
+
+    A group begins with the next photo left and takes of its look-alikes, nearest first, those left.
+    """
+    left = np.ones(len(order), bool)
+    groups = []
+    for first in order.tolist():
+        if not left[first]:
+            continue
+        alike = [other for other in near[first].tolist() if other >= 0 and left[other]]
+        groups.append([first, *alike[: size - 1]])
+        left[groups[-1]] = False
+    return groups
 
 
 def _one_thread(_process: int) -> None:
