@@ -135,6 +135,12 @@ class Settings(KafkaSettings, RedisSettings):
     commit_interval_seconds: float = Field(
         1.0, gt=0, le=60, description="pause between two commits of finished offsets"
     )
+    poll_bytes: int = Field(
+        MIB,
+        ge=KIB,
+        le=GIB,
+        description="bytes asked of Kafka at once; a longer message still comes (KIP-74)",
+    )
     publish_timeout_seconds: float = Field(
         30.0, ge=1, le=600, description="longest wait for Kafka to acknowledge a batch"
     )

@@ -136,3 +136,22 @@ def test_a_wrong_setting_ends_with_one_line_and_status_2(
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_events_longer_than_one_answer_of_kafka_still_come(
+    kafka_server: LocalKafka, topics: Topics, start_worker: StartWorker
+) -> None:
+    start_worker(poll_bytes=1024)
+    padding = b"\0" * 3_000_000  # behind the end of a JPEG, and ignored
+    pictures = [jpeg(scene(number)) + padding * (number == 1) for number in range(3)]
+    assert min(map(len, pictures)) > 1024
+    events = [inline(str(number), data, partition=0) for number, data in enumerate(pictures)]
+    publish(kafka_server.bootstrap, topics.images, events)
+    with Reader(kafka_server.bootstrap, topics.verdicts, topics.dead_letters) as reader:
+        reader.wait(
+            lambda: len(reader.verdicts(topics.verdicts)) == len(events),
+            VERDICT_SECONDS,
+            "verdicts",
+        )
+        found = [verdict["verdict"] for verdict in reader.verdicts(topics.verdicts)]
+    assert found == ["unique"] * len(events)

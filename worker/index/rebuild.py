@@ -110,7 +110,8 @@ class Rebuild:
                 enable_auto_commit=False,
                 allow_auto_create_topics=False,
                 isolation_level="read_committed",
-                max_partition_fetch_bytes=self._settings.max_message_bytes,
+                max_partition_fetch_bytes=self._settings.poll_bytes,
+                fetch_max_bytes=self._settings.poll_bytes,
             )
         )
         topic = self._settings.topic
