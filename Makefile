@@ -5,7 +5,7 @@ INSTALL := $(RUN) -m pip install --quiet --constraint constraints.txt --editable
 DEPENDENCIES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-kafka test-slow lint format types bench bench-embed bench-index clean
+.PHONY: help venv demo test test-kafka test-slow lint format types bench bench-embed bench-index bench-endurance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-embed: $(VENV)/.dev ## accuracy and speed of the embedder
 
 bench-index: $(VENV)/.dev ## recall and speed of the index
 	$(RUN) -m tests.bench.index $(ARGS)
+
+bench-endurance: $(VENV)/.dev ## time to be ready, memory over many events
+	$(RUN) -m tests.bench.endurance $(ARGS)
 
 clean: ## remove everything that was made here
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info demo-report.html

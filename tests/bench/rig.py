@@ -59,6 +59,7 @@ class Rig:
         self._directory, self._count, self._settings = directory, workers, settings
         self._stack = ExitStack()
         self.workers: list[Worker] = []
+        self.ready_seconds = 0.0  # from the start of the workers until all were ready
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -69,10 +70,12 @@ class Rig:
             self.kafka.create_topics(dict.fromkeys(self.topics[:3], PARTITIONS))
             outcomes = Outcomes(self.kafka.bootstrap, self.topics[1:3])
             self.outcomes = stack.enter_context(outcomes)
+            started = time.monotonic()
             for number in range(self._count):
                 self.workers.append(stack.enter_context(self._worker(number)))
             for worker in self.workers:
                 worker.wait_ready()
+            self.ready_seconds = time.monotonic() - started
             until(self._spread, 60, "partitions spread over the workers")
             self._stack = stack.pop_all()
         return self
