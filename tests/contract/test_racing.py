@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.harness import Bench, near, vectors
 from worker.index import Answer, Arrival, Index
+from worker.index.asking import ARRIVAL, LENGTH
 from worker.index.keys import Keys
 from worker.index.store import Argument, Store
 
@@ -25,16 +26,22 @@ class ReadsFirst(Store):
         """Run `arrive` as a check, wait for the other worker, insert, answer what was read."""
         if name != "arrive":
             return super().scripts(name, calls)
-        looks = [(keys, [given[0], _as_check(given[1]), *given[2:]]) for keys, given in calls]
+        looks = [(keys, [*given[:2], _as_checks(given[2])]) for keys, given in calls]
         read = super().scripts(name, looks)
         self.together.wait()
         inserted = super().scripts(name, calls)
-        return [[*after[:5], before[5]] for before, after in zip(read, inserted, strict=True)]
+        return [[*after[:2], before[2]] for before, after in zip(read, inserted, strict=True)]
 
 
-def _as_check(header: Argument) -> bytes:
-    assert isinstance(header, bytes)
-    return header[:1] + b"\0" + header[2:]
+def _as_checks(arrivals: Argument) -> bytes:
+    assert isinstance(arrivals, bytes)
+    packed, at = bytearray(arrivals), 0
+    while at < len(packed):
+        packed[at] = 0
+        at += ARRIVAL.size - LENGTH.size
+        for _ in ("image id", "vector", "probes"):
+            at += LENGTH.size + LENGTH.unpack_from(packed, at)[0]
+    return bytes(packed)
 
 
 def race(indexes: Sequence[Index], sides: Sequence[Sequence[Arrival]]) -> list[list[Answer]]:

@@ -1,5 +1,7 @@
 """The parts of the index that need no server."""
 
+import hashlib
+from collections.abc import Sequence
 from urllib.parse import unquote
 
 import numpy as np
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.contract.harness import near, vectors
 from worker.config import Settings
-from worker.index import IndexSettings, kernel
+from worker.index import Arrival, IndexSettings, kernel
+from worker.index.asking import PROBED, Asked, runs
 from worker.index.cache import LAYOUT, Cache, Prefix
 from worker.index.comparing import Query, compare
 from worker.index.keys import CLUSTER, LOAD, NEVER_READ, STATE, Keys, encode
@@ -169,6 +172,7 @@ def test_two_means_cuts_what_does_not_separate_in_half(outliers: int) -> None:
         {"matches": 0},
         {"cache_bytes": 0},
         {"tail_records": 0},
+        {"script_arrivals": 0},
         {"open_namespaces": 0},
         {"lock_seconds": 0},
         {"recent_writes": 0},
@@ -184,5 +188,33 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
 
 def test_every_limit_of_the_index_is_a_setting_with_the_same_default() -> None:
     assert index_settings(Settings(), 0.8) == IndexSettings(threshold=0.8)
-    chosen = index_settings(Settings(tail_records=7, recent_writes=9), 0.9)
-    assert (chosen.threshold, chosen.tail_records, chosen.recent_writes) == (0.9, 7, 9)
+    chosen = index_settings(Settings(tail_records=7, script_arrivals=9), 0.9)
+    assert (chosen.threshold, chosen.tail_records, chosen.script_arrivals) == (0.9, 7, 9)
+
+
+def _asked(image_id: str, content: str = "", probes: Sequence[int] = (1,)) -> Asked:
+    sha256 = hashlib.sha256((content or image_id).encode()).digest()
+    return Asked(Arrival("n", image_id, sha256, store=True, position=(0, 0)), probes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "most", "sizes"),
+    [
+        ([], 4, []),
+        ([_asked(str(at)) for at in range(9)], 4, [4, 4, 1]),
+        ([_asked("a"), _asked("b"), _asked("a"), _asked("c")], 4, [2, 2]),
+        ([_asked("a"), _asked("b", "a"), _asked("c", "a")], 4, [1, 1, 1]),
+        (
+            [_asked(str(at), probes=range(at * 1500, at * 1500 + 1500)) for at in range(3)],
+            4,
+            [2, 1],
+        ),
+        ([_asked("a", probes=range(2 * PROBED)), _asked("b", probes=range(2 * PROBED))], 4, [1, 1]),
+    ],
+)
+def test_a_script_takes_no_id_and_no_bytes_twice_and_bounded_work(
+    asked: list[Asked], most: int, sizes: list[int]
+) -> None:
+    parts = list(runs(asked, most))
+    assert [len(part) for part in parts] == sizes
+    assert [one for part in parts for one in part] == asked

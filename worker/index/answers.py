@@ -12,6 +12,7 @@ COUNTS = (
     "matches",
     "cache_bytes",
     "tail_records",
+    "script_arrivals",
     "open_namespaces",
     "recent_writes",
     "place_attempts",
@@ -37,6 +38,8 @@ class IndexSettings:
     """Bytes of cluster records a worker keeps in memory."""
     tail_records: int = 1024
     """Records one script may answer with; a worker further behind loads the clusters first."""
+    script_arrivals: int = 32
+    """Images one script takes; more make it cheaper an image and block Redis for longer."""
     open_namespaces: int = 256
     """Namespaces whose centroid tables a worker keeps in memory."""
     lock_seconds: float = 30.0

@@ -1,52 +1,101 @@
--- One arrival: recognise it, or insert it and read what was there before, in one step.
--- Running it again with the same arguments changes nothing and answers with the same sequence.
--- Work: O(probes + tail budget), whatever the namespace holds.
+-- Arrivals of one batch: recognise each, or insert it and read what was there before, in one step.
+-- Running it again with the same arguments changes nothing and answers with the same sequences.
+-- Work: O(arrivals + probed clusters + tail budget), whatever the namespace holds.
 --
--- ARGV[2]  image id
--- ARGV[3]  what does not vary in size, packed (BE): u8 placing, else only recognising; u8 storing,
---          else a check that writes nothing; 16 bytes SHA-256 of the id; 16 bytes SHA-256 of the
---          image; u32 partition; u48 offset; u32 records a reply may carry; u32 cluster limit, at
---          which a cluster is due; u32 hard limit, at which an insert is refused
--- ARGV[4]  vector, 128 x int8                                                   (placing)
--- ARGV[5]  probed clusters, home first: 4 bytes id + 12 bytes state the caller holds  (placing)
--- Returns  {outcome, log version, sequence, verdict or id, origin sequence, tails}
+-- ARGV[2]  for all of them, packed (BE): u8 placing, else only recognising; u32 records a reply may
+--          carry; u32 cluster limit, at which a cluster is due; u32 hard limit, at which an insert
+--          is refused
+-- ARGV[3]  clusters that any of them probes: 4 bytes id + 12 bytes state the caller holds; ...
+-- ARGV[4]  the arrivals, packed (BE): u8 storing, else a check that writes nothing; 16 bytes SHA-256
+--          of the id; 16 bytes SHA-256 of the image; u32 partition; u48 offset; u32 length and image
+--          id; u32 length and vector (128 x int8, or none: recognising); u32 length and probes (u32
+--          place in ARGV[3] each, from 1, home first); ...
+--          No two of them have the same id or the same image.
+-- Returns  {log version, answers, tails}, or {} when the generation does not answer any more, or the
+--          server's history is another
+--          answers: u8 outcome, u64 sequence, u64 origin sequence, u32 length and text; ...
+--          tails: 4 bytes cluster, 12 bytes state, u32 index of the first record, u32 how many, the
+--          records; ... of what the caller lacks, these arrivals' own records included
 --   new       unknown id and bytes (recognise only)
---   seen      settled before; verdict holds its bytes
+--   seen      settled before; the text is its verdict
 --   conflict  the id is known with other bytes
---   exact     same bytes as the origin, whose id is in verdict's place
+--   exact     same bytes as the origin, whose id is the text
 --   placed    inserted now (a check: nothing written; origin is the image's own earlier sequence)
 --   again     inserted before but never settled
---             both: tails hold 4 bytes cluster, 12 bytes state, u32 index of the first record,
---             u32 how many, the records; ...
 --   moved     a cluster named is retired: follow the log
 --   behind    the tails are over the budget: load the clusters, ask again
---   full      a home cluster is at the hard limit: split it, ask again
---   stale     the generation does not answer any more, or the server's history is another
+--   full      a home cluster is at the hard limit: split it, ask again; the text is its id
 
-if not served(ARGV[1]) then return {'stale', 0, 0, '', 0, ''} end
-local id = ARGV[2]
-local placing, storing, digest, sha, partition, high, low, budget, limit, hard_limit =
-  struct.unpack('>BBc16c16I4I2I4I4I4I4', ARGV[3])
-placing, storing = placing == 1, storing == 1
-local offset = high * 4294967296 + low
+local NEW, SEEN, CONFLICT, EXACT, PLACED, AGAIN, MOVED, BEHIND, FULL = 0, 1, 2, 3, 4, 5, 6, 7, 8
+local FIELDS = 1000 -- of one HMGET: Lua's stack takes some 8,000 arguments
+
+if not served(ARGV[1]) then return {} end
+local placing, budget, limit, hard_limit = struct.unpack('>BI4I4I4', ARGV[2])
+placing = placing == 1
 local counters = redis.call('HMGET', meta, 'version', 'sequence')
-local current, count = tonumber(counters[1]), tonumber(counters[2])
+local version, count = tonumber(counters[1]), tonumber(counters[2])
+local lookup = buckets_after(count)
 
-local function answer(outcome, sequence, verdict, origin, tails)
-  return {outcome, current, sequence or 0, verdict or '', origin or 0, tails or ''}
+-- Everything is read before anything is written: an error leaves no trace.
+local inserts = {}
+local names, held, states = {}, {}, {}
+local wanted, total, all_wanted = {}, 0, true
+
+-- The first record of a probed cluster that the caller lacks, and how many there are.
+local function tail(place, state)
+  if state == held[place] then return 0, 0 end
+  local epoch, length = struct.unpack('>I4I4', state)
+  local known_epoch, first = struct.unpack('>I4I4', held[place])
+  if known_epoch ~= epoch then first = 0 end
+  return first, length - first
 end
 
--- The sequence this event was given earlier, or nil when it is to be inserted.
+local function read_states()
+  for at = 1, #ARGV[3], 16 do
+    names[#names + 1] = string.sub(ARGV[3], at, at + 3)
+    held[#held + 1] = string.sub(ARGV[3], at + 4, at + 15)
+  end
+  local lacking = 0
+  for first = 1, #names, FIELDS do
+    local part = {unpack(names, first, math.min(first + FIELDS - 1, #names))}
+    for at, state in ipairs(redis.call('HMGET', clusters, unpack(part))) do
+      states[first + at - 1] = state
+      all_wanted = all_wanted and state
+      if state then lacking = lacking + select(2, tail(first + at - 1, state)) end
+    end
+  end
+  all_wanted = all_wanted and lacking <= budget
+end
+
+-- Whether all clusters of an arrival can be answered; then they will be.
+local function admit(probes)
+  if all_wanted then return PLACED end
+  local more, lacking = {}, 0
+  for at = 1, #probes, 4 do
+    local place = struct.unpack('>I4', probes, at)
+    if not states[place] then return MOVED end
+    if not wanted[place] then
+      more[#more + 1] = place
+      lacking = lacking + select(2, tail(place, states[place]))
+    end
+  end
+  if total + lacking > budget then return BEHIND end
+  total = total + lacking
+  for _, place in ipairs(more) do wanted[place] = true end
+  return PLACED
+end
+
+-- The sequence an event was given earlier, or nil when it is to be inserted.
 -- An id may live more than once (add, delete, add): an older event finds its own life.
-local function earlier_life(sequence)
+local function earlier_life(sequence, one)
   for _ = 1, 16 do
     local record = read_record(sequence)
     local before = redis.call('HGET', record_key(sequence), field(sequence, 3))
-    local older = partition == record.partition and offset < record.offset
-    if not (older and before and read_record(tonumber(before)).sha == sha) then
+    local older = one.partition == record.partition and one.offset < record.offset
+    if not (older and before and read_record(tonumber(before)).sha == one.sha) then
       if record.kind ~= DELETED then return sequence, record end
-      local replayed = partition == record.deleted_partition and offset < record.deleted_offset
-      if replayed then return sequence, record end
+      local same = one.partition == record.deleted_partition
+      if same and one.offset < record.deleted_offset then return sequence, record end
       return nil, nil
     end
     sequence = tonumber(before)
@@ -54,91 +103,146 @@ local function earlier_life(sequence)
   return nil, nil
 end
 
-local function tails(probes)
-  local names, found, total = {}, {}, 0
-  for i = 1, #probes, 16 do names[#names + 1] = string.sub(probes, i, i + 3) end
-  if #names == 0 then return 'placed', '' end
-  local states = redis.call('HMGET', clusters, unpack(names))
-  for i, cluster in ipairs(names) do
-    local held = string.sub(probes, i * 16 - 11, i * 16)
-    if not states[i] then return 'moved', '' end
-    if states[i] ~= held then
-      local epoch, length = struct.unpack('>I4I4', states[i])
-      local known_epoch, first = struct.unpack('>I4I4', held)
-      if known_epoch ~= epoch then first = 0 end
-      total = total + length - first
-      if total > budget then return 'behind', '' end
-      found[#found + 1] = cluster .. states[i] .. struct.pack('>I4I4', first, length - first)
-      if length > first then found[#found + 1] = read_records(cluster, first, length) end
-    end
-  end
-  return 'placed', table.concat(found)
-end
-
-local known = redis.call('HGET', prefix .. 'id:' .. bucket(digest, count), digest)
-local sequence, record
-if known then
-  known = tonumber(known)
-  if storing then sequence, record = earlier_life(known) end
-end
-
-if sequence then
-  if record.sha ~= sha then return answer('conflict', sequence) end
-  local verdict = redis.call('HGET', record_key(sequence), field(sequence, 2))
-  if verdict then return answer('seen', sequence, verdict) end
-  if record.kind == COPY then
-    return answer('exact', sequence, image_name(record.where), record.where)
-  end
-  if not placing then return answer('new') end
-  local outcome, found = tails(ARGV[5])
-  return answer(outcome == 'placed' and 'again' or outcome, sequence, '', 0, found)
-end
-
-local function copies_key() return prefix .. 'copies:' .. sha end
+local function copies_key(sha) return prefix .. 'copies:' .. sha end
 
 -- The earliest living image with these bytes that is not the image itself.
-local function same_bytes()
-  local head = redis.call('HGET', prefix .. 'sha:' .. bucket(sha, count), sha)
+local function same_bytes(one)
+  local head = redis.call('HGET', lookup('sha:', one.sha), one.sha)
   if not head then return nil end
   head = tonumber(head)
-  if head ~= known then return head end
-  local copy = redis.call('ZRANGE', copies_key(), 0, 0)[1]
+  if head ~= one.known then return head end
+  local copy = redis.call('ZRANGE', copies_key(one.sha), 0, 0)[1]
   return copy and tonumber(copy)
 end
 
-local function insert(kind, where)
-  local new = next_sequence()
-  redis.call('HSET', prefix .. 'id:' .. bucket(digest, new), digest, number(new))
-  write_record(new, {
-    kind = kind, sha = sha, partition = partition, offset = offset, where = where,
-  }, id)
-  if known then redis.call('HSET', record_key(new), field(new, 3), number(known)) end
-  return new
+-- What an arrival that was stored before is told.
+local function repeated(one, sequence, record)
+  if record.sha ~= one.sha then return CONFLICT, sequence end
+  local verdict = redis.call('HGET', record_key(sequence), field(sequence, 2))
+  if verdict then return SEEN, sequence, verdict end
+  if record.kind == COPY then
+    return EXACT, sequence, image_name(record.where), record.where
+  end
+  if not placing then return NEW end
+  local outcome = admit(one.probes)
+  return outcome == PLACED and AGAIN or outcome, sequence
 end
 
-local original = same_bytes()
-if original then
-  local name = image_name(original)
-  if not storing then return answer('exact', count + 1, name, original) end
-  local new = insert(COPY, original)
-  redis.call('ZADD', copies_key(), new, number(new))
-  return answer('exact', new, name, original)
-end
-if not placing then return answer('new') end
+local homes = {}
 
--- Everything is read before anything is written: an error leaves no trace.
-local outcome, found = tails(ARGV[5])
-if outcome ~= 'placed' then return answer(outcome) end
-if not storing then return answer('placed', count + 1, '', known or 0, found) end
-local home = string.sub(ARGV[5], 1, 4)
-local state = state_of(home)
-if state.length >= hard_limit then
-  redis.call('SADD', prefix .. 'due', home)
-  return answer('full', 0, home)
+-- The state of a home cluster as it will be, and the records it will get.
+local function home_at(place)
+  if not homes[place] then
+    local epoch, length, live = struct.unpack('>I4I4I4', states[place])
+    homes[place] = {state = {epoch = epoch, length = length, live = live}, records = {}}
+  end
+  return homes[place]
 end
-local new = insert(LIVE, struct.unpack('>I4', home))
-redis.call('HSET', prefix .. 'sha:' .. bucket(sha, new), sha, number(new))
-append(home, state, struct.pack('<I8', new) .. ARGV[4])
-write_state(home, state)
-if state.length >= limit then redis.call('SADD', prefix .. 'due', home) end
-return answer('placed', new, '', 0, found)
+
+local function plan(one, kind, where)
+  one.kind, one.where = kind, where
+  inserts[#inserts + 1] = one
+  return count + #inserts
+end
+
+-- What one arrival is told: outcome, sequence, text, origin.
+local function decide(one)
+  local known = redis.call('HGET', lookup('id:', one.digest), one.digest)
+  if known then
+    one.known = tonumber(known)
+    if one.storing then
+      local sequence, record = earlier_life(one.known, one)
+      if sequence then return repeated(one, sequence, record) end
+    end
+  end
+  local original = same_bytes(one)
+  if original then
+    local name, new = image_name(original), count + #inserts + 1
+    if one.storing then new = plan(one, COPY, original) end
+    return EXACT, new, name, original
+  end
+  if not placing then return NEW end
+  local outcome = admit(one.probes)
+  if outcome ~= PLACED then return outcome end
+  if not one.storing then return PLACED, count + #inserts + 1, '', one.known or 0 end
+  local place = struct.unpack('>I4', one.probes)
+  local home = home_at(place)
+  if home.state.length + #home.records >= hard_limit then
+    redis.call('SADD', prefix .. 'due', names[place])
+    return FULL, 0, names[place]
+  end
+  local new = plan(one, LIVE, struct.unpack('>I4', names[place]))
+  home.records[#home.records + 1] = struct.pack('<I8', new) .. one.vector
+  return PLACED, new
+end
+
+-- Fields of the records, those of one bucket in one command.
+local function write_records()
+  local buckets = {}
+  for at, one in ipairs(inserts) do
+    local new = count + at
+    local key, first = record_key(new), field(new, 0)
+    local fields = buckets[key] or {}
+    buckets[key] = fields
+    local size = #fields
+    fields[size + 1], fields[size + 2] = first, pack_record(one)
+    fields[size + 3], fields[size + 4] = first + 1, one.id
+    if one.known then fields[size + 5], fields[size + 6] = first + 3, number(one.known) end
+  end
+  for key, fields in pairs(buckets) do redis.call('HSET', key, unpack(fields)) end
+end
+
+local function write_lookups()
+  local after = buckets_after(hand_out(count, #inserts))
+  for at, one in ipairs(inserts) do
+    local new = number(count + at)
+    redis.call('HSET', after('id:', one.digest), one.digest, new)
+    if one.kind == COPY then
+      redis.call('ZADD', copies_key(one.sha), new, new)
+    else
+      redis.call('HSET', after('sha:', one.sha), one.sha, new)
+    end
+  end
+end
+
+local function write_clusters()
+  for place, home in pairs(homes) do
+    if #home.records > 0 then
+      append(names[place], home.state, table.concat(home.records))
+      states[place] = write_state(names[place], home.state)
+      if home.state.length >= limit then redis.call('SADD', prefix .. 'due', names[place]) end
+    end
+  end
+end
+
+local function tails()
+  local found = {}
+  for place, name in ipairs(names) do
+    local state = states[place]
+    if (all_wanted or wanted[place]) and state ~= held[place] then
+      local first, lacking = tail(place, state)
+      found[#found + 1] = name .. state .. struct.pack('>I4I4', first, lacking)
+      if lacking > 0 then found[#found + 1] = read_records(name, first, first + lacking) end
+    end
+  end
+  return table.concat(found)
+end
+
+read_states()
+local answers, at = {}, 1
+while at <= #ARGV[4] do
+  local one, high, low = {}, 0, 0
+  one.storing, one.digest, one.sha, one.partition, high, low, one.id, one.vector, one.probes, at =
+    struct.unpack('>Bc16c16I4I2I4I4c0I4c0I4c0', ARGV[4], at)
+  one.storing, one.offset = one.storing == 1, high * 4294967296 + low
+  local outcome, sequence, text, origin = decide(one)
+  text = text or ''
+  answers[#answers + 1] =
+    struct.pack('>BI8I8I4', outcome, sequence or 0, origin or 0, #text) .. text
+end
+if #inserts > 0 then
+  write_lookups()
+  write_records()
+  write_clusters()
+end
+return {version, table.concat(answers), tails()}

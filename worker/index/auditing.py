@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from worker.index.answers import IndexSettings
 from worker.index.cache import LAYOUT
-from worker.index.keys import CLUSTER, NEVER_READ, Keys, home_of
+from worker.index.keys import CLUSTER, NEVER_READ, home_of
 from worker.index.space import Space
-from worker.index.store import Argument, Store
+from worker.index.store import Store
 from worker.vectors import DIMENSIONS, Vectors, similarity
 
 STEP = 32
@@ -105,10 +105,8 @@ class Audit:
         return sequences, np.stack(vectors) if found else vectors[0]
 
     def _read(self, clusters: list[int]) -> list[tuple[int, npt.NDArray[np.void]]]:
-        calls: list[tuple[Keys, list[Argument]]] = [
-            (self._space.keys, [CLUSTER.pack(cluster), NEVER_READ]) for cluster in clusters
-        ]
-        raws = self._store.scripts("read", calls)
+        held = [(CLUSTER.pack(cluster), NEVER_READ) for cluster in clusters]
+        raws = self._store.read_clusters(self._space.keys, held)
         return [
             (cluster, np.frombuffer(raw[2], LAYOUT))
             for cluster, raw in zip(clusters, raws, strict=True)

@@ -14,6 +14,7 @@ local SPAN = 32             -- sequences in one bucket of image records
 local LOAD = 40             -- inserts per lookup bucket: it keeps listpack encoding (see keys.py)
 local LOG_LENGTH = 10000    -- changes kept; a worker further behind reads the whole table
 local LIVE, COPY, DELETED = 0, 1, 2
+local WHERE = 28            -- in an image's record, the first of 6 bytes: cluster, or a copy's original
 
 local meta = KEYS[2]
 local prefix = string.sub(meta, 1, -5)
@@ -37,14 +38,17 @@ local function served(claim)
 end
 
 -- Linear hashing: the number of buckets follows the number of sequences handed out.
-local function bucket(digest, sequences)
+-- Answers with the function from a kind of lookup and a digest to the key of its bucket.
+local function buckets_after(sequences)
   local buckets = math.floor(sequences / LOAD) + 1
   local size = 1
   while size * 2 <= buckets do size = size * 2 end
-  local hash = struct.unpack('>I4', digest)
-  local at = hash % (size * 2)
-  if at >= buckets then at = hash % size end
-  return number(at)
+  return function(kind, digest)
+    local hash = struct.unpack('>I4', digest)
+    local at = hash % (size * 2)
+    if at >= buckets then at = hash % size end
+    return prefix .. kind .. number(at)
+  end
 end
 
 local function split_bucket(kind, new)
@@ -65,13 +69,14 @@ local function split_bucket(kind, new)
   redis.call('HDEL', from, unpack(fields))
 end
 
-local function next_sequence()
-  local sequence = redis.call('HINCRBY', meta, 'sequence', 1)
-  if sequence % LOAD == 0 then
-    split_bucket('id:', sequence / LOAD)
-    split_bucket('sha:', sequence / LOAD)
+-- Hands out sequences after `count`, and lets the lookups grow with them; answers with the last one.
+local function hand_out(count, many)
+  local last = redis.call('HINCRBY', meta, 'sequence', many)
+  for full = math.floor(count / LOAD) + 1, math.floor(last / LOAD) do
+    split_bucket('id:', full)
+    split_bucket('sha:', full)
   end
-  return sequence
+  return last
 end
 
 local function sequences() return tonumber(redis.call('HGET', meta, 'sequence') or 0) end
@@ -97,20 +102,17 @@ local function read_record(sequence)
   return record
 end
 
-local function write_record(sequence, record, id)
+local function pack_record(record)
   local packed = struct.pack('>Bc16I4I2I4I2I4', record.kind, record.sha, record.partition,
     math.floor(record.offset / 4294967296), record.offset % 4294967296,
     math.floor(record.where / 4294967296), record.where % 4294967296)
-  if record.kind == DELETED then
-    packed = packed .. struct.pack('>I4I2I4', record.deleted_partition,
-      math.floor(record.deleted_offset / 4294967296), record.deleted_offset % 4294967296)
-  end
-  local key, first = record_key(sequence), field(sequence, 0)
-  if id then
-    redis.call('HSET', key, first, packed, first + 1, id)
-  else
-    redis.call('HSET', key, first, packed)
-  end
+  if record.kind ~= DELETED then return packed end
+  return packed .. struct.pack('>I4I2I4', record.deleted_partition,
+    math.floor(record.deleted_offset / 4294967296), record.deleted_offset % 4294967296)
+end
+
+local function write_record(sequence, record)
+  redis.call('HSET', record_key(sequence), field(sequence, 0), pack_record(record))
 end
 
 local function image_name(sequence)
@@ -126,8 +128,9 @@ local function state_of(cluster)
 end
 
 local function write_state(cluster, state)
-  redis.call('HSET', clusters, cluster,
-    struct.pack('>I4I4I4', state.epoch, state.length, state.live))
+  local packed = struct.pack('>I4I4I4', state.epoch, state.length, state.live)
+  redis.call('HSET', clusters, cluster, packed)
+  return packed
 end
 
 local function chunk_key(cluster, index)

@@ -11,8 +11,8 @@
 
 if not served(ARGV[1]) then return -1 end
 local partition, offset = tonumber(ARGV[4]), tonumber(ARGV[5])
-local count = sequences()
-local known = redis.call('HGET', prefix .. 'id:' .. bucket(ARGV[3], count), ARGV[3])
+local lookup = buckets_after(sequences())
+local known = redis.call('HGET', lookup('id:', ARGV[3]), ARGV[3])
 if not known then return 0 end
 local sequence = tonumber(known)
 local record = read_record(sequence)
@@ -58,16 +58,16 @@ if record.kind == COPY then
   redis.call('ZREM', copies, number(sequence))
 else
   local heir = redis.call('ZRANGE', copies, 0, 0)[1]
-  local lookup = prefix .. 'sha:' .. bucket(record.sha, count)
+  local same_bytes = lookup('sha:', record.sha)
   replace(heir and tonumber(heir))
   if heir then
     redis.call('ZREM', copies, heir)
-    redis.call('HSET', lookup, record.sha, heir)
+    redis.call('HSET', same_bytes, record.sha, heir)
     local inherited = read_record(tonumber(heir))
     inherited.kind, inherited.where = LIVE, record.where
     write_record(tonumber(heir), inherited)
   else
-    redis.call('HDEL', lookup, record.sha)
+    redis.call('HDEL', same_bytes, record.sha)
   end
 end
 record.kind, record.where = DELETED, 0

@@ -111,8 +111,10 @@ class Check:
 
     def _check_clusters(self, clusters: list[int]) -> None:
         keys = self._keys
-        raws = self._store.scripts(
-            "read", [(keys, [CLUSTER.pack(cluster), NEVER_READ]) for cluster in clusters]
+        raws = list(
+            self._store.read_clusters(
+                keys, [(CLUSTER.pack(cluster), NEVER_READ) for cluster in clusters]
+            )
         )
         ends = [(cluster, -(-self.states[cluster].length // CHUNK)) for cluster in clusters]
         beyond = self._store.commands([("EXISTS", keys.chunk(*end)) for end in ends])
@@ -121,8 +123,10 @@ class Check:
                 self._say(f"cluster {cluster} has a chunk beyond its length")
             self._check_cluster(cluster, self.states[cluster], raw)
 
-    def _check_cluster(self, cluster: int, state: State, raw: list[bytes]) -> None:
-        if not raw or raw[0] != state.pack():
+    def _check_cluster(
+        self, cluster: int, state: State, raw: tuple[bytes, int, bytes] | None
+    ) -> None:
+        if raw is None or raw[0] != state.pack():
             self._say(f"cluster {cluster} changed while it was read")
             return
         if len(raw[2]) != state.length * RECORD:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from worker.errors import ConfigError, InfrastructureError
 from worker.index.answers import Answer, Arrival, IndexSettings
+from worker.index.asking import STALE, Asked, ask, known, runs
 from worker.index.auditing import Audit
-from worker.index.keys import Keys, digest
-from worker.index.placing import Placing, Reply, arguments, known
+from worker.index.keys import digest
+from worker.index.placing import Placing
 from worker.index.recent import Position, Recent, Write
 from worker.index.space import Space, Spaces, open_building, open_space, switch
 from worker.index.splitting import Maintainer
-from worker.index.store import PIPELINE, Argument, Client, Store
+from worker.index.store import PIPELINE, Client, Store
 
 NAMES = 65_536
 """Image ids kept in memory, by sequence."""
@@ -104,21 +105,25 @@ class Index:
         for *_, verdict in verdicts:
             if not 0 < len(verdict) <= LONGEST_VERDICT:
                 raise ValueError(f"a verdict takes 1 to {LONGEST_VERDICT} bytes: {len(verdict)}")
-        for _ in range(self._settings.place_attempts):
-            spaces = [self._space(namespace) for namespace, *_ in verdicts]
-            calls: list[tuple[Keys, list[Argument]]] = [
-                (space.keys, [image_id, sequence, verdict])
-                for space, (_, image_id, sequence, verdict) in zip(spaces, verdicts, strict=True)
-            ]
-            kept: list[bytes | None] = self._store.scripts("settle", calls)
-            stale = [space for space, one in zip(spaces, kept, strict=True) if one is None]
-            if not stale:
-                return [one or None for one in kept]
-            for space in stale:
+        kept: list[bytes | None] = [None] * len(verdicts)
+        for namespace, positions in _grouped([namespace for namespace, *_ in verdicts]).items():
+            parts = _cut(positions, self._settings.script_arrivals)
+            for _ in range(self._settings.place_attempts):
+                space = self._space(namespace)
+                calls = [
+                    (space.keys, [each for at in part for each in verdicts[at][1:]])
+                    for part in parts
+                ]
+                replies = self._store.scripts("settle", calls)
+                if all(replies):
+                    break
                 self._spaces.forget(space)
-        raise InfrastructureError(
-            CHANGING.format(sorted({namespace for namespace, *_ in verdicts}))
-        )
+            else:
+                raise InfrastructureError(CHANGING.format(namespace))
+            for part, reply in zip(parts, replies, strict=True):
+                for at, verdict in zip(part, reply, strict=True):
+                    kept[at] = verdict or None
+        return kept
 
     def names(self, namespace: str, sequences: Iterable[int]) -> dict[int, str]:
         """Return the image ids of sequences, deleted ones too; unknown sequences are left out."""
@@ -136,7 +141,7 @@ class Index:
         origin = space.keys.origin
         named = {each: name for each in wanted if (name := self._names.get((origin, each)))}
         unknown = sorted(wanted - named.keys())
-        parts = [unknown[at : at + PIPELINE] for at in range(0, len(unknown), PIPELINE)]
+        parts = _cut(unknown, PIPELINE)
         replies = self._store.scripts("names", [(space.keys, part) for part in parts])
         for part, names in zip(parts, replies, strict=True):
             if not names:
@@ -212,7 +217,7 @@ class Index:
 
     def _until_answered(self, arrivals: Sequence[Arrival], ask: Round) -> list[Answer | None]:
         answers: list[Answer | None] = [None] * len(arrivals)
-        for namespace, positions in _grouped(arrivals).items():
+        for namespace, positions in _grouped(arrival.namespace for arrival in arrivals).items():
             waiting = positions
             for attempt in range(self._settings.place_attempts):
                 if attempt >= PATIENCE:
@@ -247,12 +252,13 @@ class Index:
             self._recent.wrote(space, writes)
 
     def _recognise_round(self, space: Space, arrivals: list[Arrival]) -> list[Answer | bool | None]:
-        calls = [(space.keys, arguments(arrival, self._settings)) for arrival in arrivals]
-        replies = [Reply.of(raw) for raw in self._store.scripts("arrive", calls)]
-        if any(reply.outcome == "stale" for reply in replies):
+        parts = list(runs([Asked(each) for each in arrivals], self._settings.script_arrivals))
+        told = ask(self._store, space.keys, self._settings, parts, {})
+        replies = [reply for each in told for reply in each.replies]
+        if any(reply.outcome == STALE for reply in replies):
             self._spaces.forget(space)
         return [
-            False if reply.outcome == "stale" else known(reply, arrival)
+            False if reply.outcome == STALE else known(reply, arrival)
             for reply, arrival in zip(replies, arrivals, strict=True)
         ]
 
@@ -263,9 +269,13 @@ class Index:
         return answers
 
 
-def _grouped(arrivals: Sequence[Arrival]) -> dict[str, list[int]]:
-    """Positions of the arrivals of each namespace, in order."""
+def _grouped(namespaces: Iterable[str]) -> dict[str, list[int]]:
+    """Positions of each namespace, in order."""
     groups: dict[str, list[int]] = {}
-    for at, arrival in enumerate(arrivals):
-        groups.setdefault(arrival.namespace, []).append(at)
+    for at, namespace in enumerate(namespaces):
+        groups.setdefault(namespace, []).append(at)
     return groups
+
+
+def _cut(items: list[int], size: int) -> list[list[int]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]

@@ -96,12 +96,12 @@ for _, output in ipairs(outputs) do
     added[#added + 1] = output.id .. output.centroid
     outcome[#outcome + 1] = output.id
   end
-  output.number = struct.unpack('>I4', output.id)
+  output.where = struct.pack('>I2', 0) .. output.id
 end
 for _, moved in ipairs(leaving) do
-  local image = read_record(moved.sequence)
-  image.where = moved.output.number
-  write_record(moved.sequence, image)
+  local key, first = record_key(moved.sequence), field(moved.sequence, 0)
+  local image = redis.call('HGET', key, first)
+  redis.call('HSET', key, first, string.sub(image, 1, WHERE - 1) .. moved.output.where)
   if not retire then
     redis.call('SETRANGE', chunk_key(cluster, math.floor(moved.index / CHUNK)),
       moved.index % CHUNK * RECORD, string.rep('\0', RECORD))

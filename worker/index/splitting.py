@@ -15,7 +15,7 @@ import numpy.typing as npt
 from worker.index.answers import IndexSettings
 from worker.index.cache import LAYOUT
 from worker.index.kernel import inner
-from worker.index.keys import CENTROID, CLUSTER, NEVER_READ, Keys, State
+from worker.index.keys import CENTROID, CLUSTER, NEVER_READ, State
 from worker.index.space import Space
 from worker.index.store import Argument, Store
 from worker.vectors import Vectors, directions_of, quantize
@@ -100,11 +100,9 @@ class Maintainer:
 
     def _read_all(self, space: Space, clusters: list[int]) -> list[Contents]:
         """Read the clusters that are alive."""
-        calls: list[tuple[Keys, list[Argument]]] = [
-            (space.keys, [CLUSTER.pack(cluster), NEVER_READ]) for cluster in clusters
-        ]
+        held = [(CLUSTER.pack(cluster), NEVER_READ) for cluster in clusters]
         read = []
-        for cluster, raw in zip(clusters, self._store.scripts("read", calls), strict=True):
+        for cluster, raw in zip(clusters, self._store.read_clusters(space.keys, held), strict=True):
             if raw:
                 records = np.frombuffer(raw[2], LAYOUT)
                 sequences, vectors = records["sequence"].copy(), records["vector"].copy()

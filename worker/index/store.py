@@ -24,6 +24,11 @@ T = TypeVar("T")
 PIPELINE = 256
 """Commands sent before answers are read: bounds the buffers on both sides."""
 
+CLUSTERS = 16
+"""Clusters one script reads: at the default limit some 400 kB, at the hard limit 2 MB."""
+SCRIPTS = 4
+"""Such scripts in one pipeline: at most some 10 MB on the way."""
+
 
 @cache
 def script_text(name: str) -> str:
@@ -66,6 +71,24 @@ class Store:
             if isinstance(reply, Exception):
                 raise InfrastructureError(f"Redis: {reply}") from reply
         return replies
+
+    def read_clusters(
+        self, keys: Keys, held: Sequence[tuple[bytes, bytes]]
+    ) -> Iterator[tuple[bytes, int, bytes] | None]:
+        """Yield what each (cluster, state held) lacks: state, index of the first record, records.
+
+        None for a cluster that is retired, or when nothing holds any more.
+        """
+        for start in range(0, len(held), CLUSTERS * SCRIPTS):
+            parts = [
+                held[at : at + CLUSTERS]
+                for at in range(start, min(start + CLUSTERS * SCRIPTS, len(held)), CLUSTERS)
+            ]
+            calls = [(keys, [each for pair in part for each in pair]) for part in parts]
+            for part, raw in zip(parts, self.scripts("read", calls), strict=True):
+                for at in range(len(part)):
+                    state, first, records = raw[3 * at : 3 * at + 3] or (b"", 0, b"")
+                    yield (state, first, records) if state else None
 
     def commands(self, commands: Iterable[tuple[Argument, ...]]) -> list[Any]:
         """Run plain commands in pipelines; a command's own error is answered in its place."""
