@@ -21,30 +21,39 @@ ROW_BYTES = 8 + DIMENSIONS + 4
 class Prefix:
     """The first records of one cluster, as of `state` (its 12 bytes in Redis)."""
 
-    __slots__ = ("_inverse", "_sequences", "_vectors", "cluster", "length", "state")
+    __slots__ = (
+        "_inverse",
+        "_sequences",
+        "_vectors",
+        "cluster",
+        "inverse_lengths",
+        "length",
+        "sequences",
+        "state",
+        "vectors",
+    )
+
+    sequences: npt.NDArray[np.uint64]
+    """Sequence of each record (n,); 0 where it was deleted."""
+    vectors: Vectors
+    """Vector of each record (n, 128)."""
+    inverse_lengths: npt.NDArray[np.float32]
+    """One over the length of each vector (n,); 0 for a deleted one."""
 
     def __init__(self, cluster: int) -> None:
         self.cluster = CLUSTER.pack(cluster)
         self.state = NEVER_READ
-        self.length = 0
         self._sequences: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._vectors: Vectors = np.zeros((0, DIMENSIONS), np.int8)
         self._inverse: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+        self._show(0)
 
-    @property
-    def sequences(self) -> npt.NDArray[np.uint64]:
-        """Sequence of each record (n,); 0 where it was deleted."""
-        return self._sequences[: self.length]
-
-    @property
-    def vectors(self) -> Vectors:
-        """Vector of each record (n, 128)."""
-        return self._vectors[: self.length]
-
-    @property
-    def inverse_lengths(self) -> npt.NDArray[np.float32]:
-        """One over the length of each vector (n,); 0 for a deleted one."""
-        return self._inverse[: self.length]
+    def _show(self, length: int) -> None:
+        """Say how many records are true; every comparison asks for them, so they are kept cut."""
+        self.length = length
+        self.sequences = self._sequences[:length]
+        self.vectors = self._vectors[:length]
+        self.inverse_lengths = self._inverse[:length]
 
     @property
     def size(self) -> int:
@@ -63,7 +72,7 @@ class Prefix:
         """
         count = len(packed) // RECORD
         if state[:4] != self.epoch:
-            self.length = 0
+            self._show(0)
         if first > self.length:
             raise ValueError(f"records from {first} do not join a prefix of {self.length}")
         if first + count < self.length:
@@ -78,7 +87,7 @@ class Prefix:
         self._vectors[fresh] = records["vector"]
         norms = squared_norms(self._vectors[fresh])
         self._inverse[fresh] = np.where(norms > 0, 1.0 / np.sqrt(np.maximum(norms, 1)), 0.0)
-        self.length += len(records)
+        self._show(self.length + len(records))
 
     def _make_room(self, length: int) -> None:
         if length <= len(self._sequences):

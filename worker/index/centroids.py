@@ -124,8 +124,8 @@ class Table:
             products = product(vectors, self._centroids[:count])
         lengths = np.sqrt(squared_norms(vectors))
         return [
-            _route(ids, row * inverse, probes, margin * float(length))
-            for row, length in zip(products, lengths, strict=True)
+            _route(ids, row.astype(np.float32) * inverse, probes, margin * length)
+            for row, length in zip(products, lengths.tolist(), strict=True)
         ]
 
     def clusters(self) -> list[int]:
@@ -155,7 +155,7 @@ class Table:
 def _route(
     ids: npt.NDArray[np.int64], near: npt.NDArray[np.floating], probes: int, margin: float
 ) -> Route:
-    wanted = np.arange(len(ids)) if probes == 0 else np.flatnonzero(near >= near.max() - margin)
+    wanted = np.arange(len(ids)) if probes == 0 else (near >= near.max() - margin).nonzero()[0]
     # Among equals the lowest id, the oldest cluster: there the earliest images are.
     order = wanted[np.lexsort((ids[wanted], -near[wanted]))]
     chosen = order[:probes] if probes else order

@@ -20,7 +20,7 @@ NOTHING = -1e9
 """Below every product there can be."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Match:
     """A stored record and its exact similarity."""
 
@@ -28,7 +28,7 @@ class Match:
     similarity: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Query:
     """A vector, the prefixes to compare it with, and which records count.
 
@@ -41,7 +41,7 @@ class Query:
     without: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """What one query found; `matches` are the most similar ones that reach the threshold."""
 
@@ -51,7 +51,7 @@ class Found:
     compared: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """Records that may decide a query's answer: their sequences (n,) and vectors (n, 128)."""
 
@@ -62,67 +62,60 @@ class Candidates:
 
 def compare(queries: Sequence[Query], threshold: float, matches: int) -> list[Found]:
     """Compare each query with its prefixes."""
-    with one_thread():
-        candidates = [_candidates(query, threshold) for query in queries]
-    vectors = [
-        np.broadcast_to(q.vector, c.vectors.shape) for q, c in zip(queries, candidates, strict=True)
-    ]
     if not queries:
         return []
-    exact = pairwise(np.concatenate(vectors), np.concatenate([c.vectors for c in candidates]))
-    ends = np.cumsum([len(each.sequences) for each in candidates])
-    parts = np.split(exact, ends[:-1])
-    return [
-        _choose(each, near, threshold, matches)
-        for each, near in zip(candidates, parts, strict=True)
-    ]
+    asked = np.stack([query.vector for query in queries])
+    lengths = np.sqrt(squared_norms(asked)).tolist()
+    with one_thread():
+        candidates = [
+            _candidates(query, length, threshold)
+            for query, length in zip(queries, lengths, strict=True)
+        ]
+    counts = [len(each.sequences) for each in candidates]
+    exact = pairwise(
+        np.repeat(asked, counts, axis=0), np.concatenate([each.vectors for each in candidates])
+    ).tolist()
+    sequences = np.concatenate([each.sequences for each in candidates]).tolist()
+    found, first = [], 0
+    for each, count in zip(candidates, counts, strict=True):
+        part = slice(first, first + count)
+        found.append(_choose(sequences[part], exact[part], each.compared, threshold, matches))
+        first += count
+    return found
 
 
-def _candidates(query: Query, threshold: float) -> Candidates:
+def _candidates(query: Query, length: float, threshold: float) -> Candidates:
+    """Leave out all that cannot be the most similar, nor near the threshold."""
     prefixes = [prefix for prefix in query.prefixes if prefix.length]
-    starts = np.cumsum([0, *(prefix.length for prefix in prefixes)])
     if not prefixes:
         return Candidates(np.zeros(0, np.uint64), np.zeros((0, DIMENSIONS), np.int8), 0)
     # Copying small clusters together and multiplying once is twice as fast as a product for each.
     stored = np.concatenate([prefix.vectors for prefix in prefixes])
+    sequences = np.concatenate([prefix.sequences for prefix in prefixes])
     near = np.concatenate([prefix.inverse_lengths for prefix in prefixes])
-    near *= product(stored, query.vector[None])[:, 0]
-    length = float(np.sqrt(squared_norms(query.vector[None])[0]))
+    # Whole numbers below 2^24, so exact in float32; numpy would multiply int32 in float64.
+    near *= product(stored, query.vector[None])[:, 0].astype(np.float32)
+    near[sequences >= query.before] = NOTHING
     while (top := float(near.max())) > NOTHING:
-        places = np.flatnonzero(near >= min(top, threshold * length) - SLACK * length)
-        sequences = _sequences_at(prefixes, starts, places)
-        counts = (sequences > 0) & (sequences < query.before) & (sequences != query.without)
+        places = (near >= min(top, threshold * length) - SLACK * length).nonzero()[0]
+        found = sequences[places]
+        counts = (found > 0) & (found != query.without)
         if counts.any():
-            return Candidates(sequences[counts], stored[places[counts]], len(stored))
+            return Candidates(found[counts], stored[places[counts]], len(stored))
         near[places] = NOTHING
-    return Candidates(np.zeros(0, np.uint64), np.zeros((0, DIMENSIONS), np.int8), len(stored))
-
-
-def _sequences_at(
-    prefixes: Sequence[Prefix], starts: npt.NDArray[np.intp], places: npt.NDArray[np.intp]
-) -> npt.NDArray[np.uint64]:
-    owners = np.searchsorted(starts, places, side="right") - 1
-    return np.array(
-        [
-            prefixes[owner].sequences[place]
-            for owner, place in zip(
-                owners.tolist(), (places - starts[owners]).tolist(), strict=True
-            )
-        ],
-        np.uint64,
-    )
+    return Candidates(sequences[:0], stored[:0], len(stored))
 
 
 def _choose(
-    candidates: Candidates, exact: npt.NDArray[np.float64], threshold: float, matches: int
+    sequences: list[int], exact: list[float], compared: int, threshold: float, matches: int
 ) -> Found:
     """Pick what the answer needs: the most similar first, the earlier first among equals."""
-    ordered = sorted(zip((-exact).tolist(), candidates.sequences.tolist(), strict=True))
-    found = [Match(sequence, -near) for near, sequence in ordered]
+    found = [Match(sequence, near) for sequence, near in zip(sequences, exact, strict=True)]
+    found.sort(key=lambda match: (-match.similarity, match.sequence))
     reaching = [match for match in found if match.similarity >= threshold]
     return Found(
         earliest=min(reaching, key=lambda match: match.sequence, default=None),
         best=found[0] if found else None,
         matches=tuple(reaching[:matches]),
-        compared=candidates.compared,
+        compared=compared,
     )
