@@ -44,12 +44,16 @@ JVM = (
 
 @dataclass(frozen=True)
 class Access:
-    """Who may come in by the secure listener, and the server's PEM certificate and key for it."""
+    """Who may come in by the secure listener, and the server's PEM certificate and key for it.
+
+    With `clients`, the PEM certificate of their authority, they must show one of their own, too.
+    """
 
     username: str
     password: str
     certificate: Path
     key: Path
+    clients: Path | None = None
 
 
 class KafkaNode(LocalServer):
@@ -165,7 +169,12 @@ class KafkaNode(LocalServer):
         address = f"SECURE://{HOST}:{self.secure_port}"
         modules, prefix = "org.apache.kafka.common.security", "listener.name.secure"
         scram = f"{modules}.scram.ScramLoginModule required;"
-        return {
+        mutual: dict[str, object] = {
+            f"{prefix}.ssl.client.auth": "required",  # beside SASL, too (KIP-684)
+            f"{prefix}.ssl.truststore.type": "PEM",
+            f"{prefix}.ssl.truststore.location": access.clients,
+        }
+        return (mutual if access.clients else {}) | {
             "listeners": address,
             "advertised.listeners": address,
             "listener.security.protocol.map": "SECURE:SASL_SSL",

@@ -98,6 +98,9 @@ class RedisSettings(BaseSettings):
     redis_username: str | None = Field(None, description="ACL user")
     redis_password: SecretStr | None = Field(None, description="ACL password")
     redis_ca_file: Path | None = Field(None, description="PEM file of Redis' authority")
+    redis_cert_file: Path | None = Field(None, description="PEM client certificate, for mTLS")
+    redis_key_file: Path | None = Field(None, description="PEM key of that certificate")
+    redis_key_password: SecretStr | None = Field(None, description="password of that key")
     redis_timeout_seconds: float = Field(
         5.0, gt=0, le=300, description="longest wait for one answer of Redis"
     )
@@ -110,9 +113,13 @@ class RedisSettings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _authority_is_asked(self) -> "RedisSettings":
-        if self.redis_ca_file is not None and not self.redis_url.startswith("rediss://"):
-            raise ValueError("redis_ca_file needs a rediss:// address")
+    def _certificates_are_asked(self) -> "RedisSettings":
+        for name in ("redis_ca_file", "redis_cert_file", "redis_key_file"):
+            file = getattr(self, name)
+            if file is not None and not self.redis_url.startswith("rediss://"):
+                raise ValueError(f"{name} needs a rediss:// address")
+            if file is not None and not file.is_file():
+                raise ValueError(f"{name}: no such file: {file}")
         return self
 
 

@@ -34,6 +34,12 @@ def connect(settings: RedisSettings) -> "Redis | RedisCluster":
         options["password"] = settings.redis_password.get_secret_value()
     if settings.redis_ca_file is not None:
         options["ssl_ca_certs"] = str(settings.redis_ca_file)
+    if settings.redis_cert_file is not None:
+        options["ssl_certfile"] = str(settings.redis_cert_file)
+    if settings.redis_key_file is not None:
+        options["ssl_keyfile"] = str(settings.redis_key_file)
+    if settings.redis_key_password is not None:
+        options["ssl_password"] = settings.redis_key_password.get_secret_value()
     try:
         if settings.redis_cluster:
             return RedisCluster.from_url(settings.redis_url, **options)

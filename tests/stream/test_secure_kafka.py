@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from deploy.apache_kafka import Access, LocalApacheKafka
 from tests.conftest import require_apache_kafka
 from worker.config import KafkaSettings, load
 
-USERNAME, PASSWORD = "producer", "not-for-the-log-7391"
-WAIT_SECONDS = 60.0
+USERNAME, PASSWORD, KEY_PASSWORD = "producer", "not-for-the-log-7391", "key-hush-4410"
+WAIT_SECONDS = 120.0
 EVENT = json.dumps({"image_id": "1", "op": "delete"}).encode()
 
 pytestmark = pytest.mark.apache_kafka
@@ -43,22 +44,29 @@ def secure_kafka(access: Access) -> Iterator[LocalApacheKafka]:
 
 
 def publish(
-    kafka: LocalApacheKafka, access: Access, mechanism: str, password: str, authority: Path
+    kafka: LocalApacheKafka,
+    access: Access,
+    mechanism: str,
+    password: str,
+    authority: Path,
+    *,
+    more: Mapping[str, object] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    flags = {
+    flags: dict[str, object] = {
         "bootstrap-servers": kafka.secure_bootstrap,
         "security-protocol": "SASL_SSL",
         "sasl-mechanism": mechanism,
         "sasl-username": access.username,
         "sasl-password": password,
         "kafka-ca-file": str(authority),
+        **(more or {}),
     }
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     return subprocess.run(
         [sys.executable, "-m", "producer", "-", *arguments],
         input=EVENT,
         capture_output=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -113,3 +121,27 @@ def test_a_server_of_another_authority_is_not_trusted(
     done = publish(secure_kafka, access, "PLAIN", PASSWORD, other)
     assert done.returncode == 2
     assert PASSWORD.encode() not in done.stdout + done.stderr
+
+
+def test_a_client_certificate_that_is_asked_for_must_be_shown(
+    access: Access, tmp_path: Path
+) -> None:
+    """Mutual TLS; the client's key has a password of its own."""
+    require_apache_kafka()
+    shown = {"kafka-cert-file": tmp_path / "client.pem", "kafka-key-file": tmp_path / "key.pem"}
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-passout", f"pass:{KEY_PASSWORD}"),
+        *("-days", "2", "-subj", "/CN=client"),
+        *("-keyout", str(shown["kafka-key-file"]), "-out", str(shown["kafka-cert-file"])),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    mutual = replace(access, clients=shown["kafka-cert-file"])
+    with LocalApacheKafka(access=mutual) as kafka:
+        kafka.create_topics({"images": 1})
+        scram, authority = "SCRAM-SHA-512", access.certificate
+        locked = {**shown, "kafka-key-password": KEY_PASSWORD}
+        done = publish(kafka, mutual, scram, PASSWORD, authority, more=locked)
+        assert done.returncode == 0, done.stderr
+        refused = publish(kafka, mutual, scram, PASSWORD, authority)
+        assert refused.returncode == 2
+        assert PASSWORD.encode() not in refused.stdout + refused.stderr

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +28,11 @@ from worker.index.store import Store
 from worker.storage import connect
 
 USER, PASSWORD = "dedup", "redis-hush-2207"
-KAFKA_PASSWORD = "kafka-hush-9143"
+KAFKA_PASSWORD, KEY_PASSWORD = "kafka-hush-9143", "key-hush-4410"
 # All a worker needs: its keys, reading and writing them, scripts, and INFO, which tells whether the
 # server is still the same. No admin, no other command.
 RIGHTS = ("~*", "+@read", "+@write", "+@connection", "+@scripting", "-@dangerous", "+info")
-SECONDS = 60
+SECONDS = 300
 
 
 class Certificate(NamedTuple):
@@ -46,10 +47,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
-def make_certificate(folder: Path) -> Certificate:
+def make_certificate(folder: Path, password: str | None = None) -> Certificate:
     made = Certificate(folder / "certificate.pem", folder / "key.pem")
+    locked = ["-nodes"] if password is None else ["-passout", f"pass:{password}"]
     command = [
-        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", *locked, "-days", "2"),
         *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
         *("-keyout", str(made.key), "-out", str(made.certificate)),
     ]
@@ -75,6 +77,12 @@ class SecureRedis(NamedTuple):
 
 @pytest.fixture
 def secure_redis(certificate: Certificate) -> Iterator[SecureRedis]:
+    with serve_securely(certificate) as secure:
+        yield secure
+
+
+@contextmanager
+def serve_securely(certificate: Certificate, **changes: str) -> Iterator[SecureRedis]:
     """Valkey's wheel is built without TLS, so this needs an installed redis-server."""
     binary = shutil.which("redis-server")
     if binary is None:
@@ -84,6 +92,7 @@ def secure_redis(certificate: Certificate) -> Iterator[SecureRedis]:
         "tls-cert-file": str(certificate.certificate),
         "tls-key-file": str(certificate.key),
         "tls-auth-clients": "no",
+        **{name.replace("_", "-"): value for name, value in changes.items()},
     }
     with LocalRedis(config=config, binary=Path(binary)) as server:
         with server.client() as client:
@@ -102,7 +111,7 @@ def test_tls_and_an_acl_user_are_enough_for_a_worker(
     worker = start_worker(log_level="debug", **secure_redis.settings(certificate)).wait_ready()
     publish(kafka_server.bootstrap, topics.images, three_events())
     with Reader(kafka_server.bootstrap, topics.verdicts) as reader:
-        reader.wait(lambda: len(reader.messages[topics.verdicts]) == 3, SECONDS, "verdicts")
+        reader.wait(lambda: len(reader.messages[topics.verdicts]) >= 3, SECONDS, "verdicts")
     assert_secret(worker, PASSWORD)
     settings = load(RedisSettings, secure_redis.settings(certificate))
     assert check(Store(connect(settings)), "default") == []
@@ -128,6 +137,24 @@ def test_redis_lets_nobody_else_in(
         Store(connect(settings)).command("PING")
     assert PASSWORD not in str(caught.value)
     assert PASSWORD[::-1] not in str(caught.value)
+
+
+def test_redis_may_ask_for_a_client_certificate(certificate: Certificate, tmp_path: Path) -> None:
+    """Mutual TLS; the client's key has a password of its own."""
+    client = make_certificate(tmp_path, KEY_PASSWORD)
+    asked = {"tls_auth_clients": "yes", "tls_ca_cert_file": str(client.certificate)}
+    shown = {
+        "redis_cert_file": client.certificate,
+        "redis_key_file": client.key,
+        "redis_key_password": KEY_PASSWORD,
+    }
+    with serve_securely(certificate, **asked) as secure:
+        settings = load(RedisSettings, secure.settings(certificate, **shown))
+        assert Store(connect(settings)).command("PING")
+        assert KEY_PASSWORD not in repr(settings)
+        without = load(RedisSettings, secure.settings(certificate))
+        with pytest.raises(InfrastructureError):
+            Store(connect(without)).command("PING")
 
 
 @pytest.mark.apache_kafka
@@ -163,7 +190,7 @@ def test_the_whole_trip_through_sasl_and_tls(
 
 @pytest.mark.parametrize("module", ["worker", "producer"])
 def test_help_shows_no_secret(module: str) -> None:
-    names = ("REDIS_PASSWORD", "SASL_PASSWORD", "KAFKA_KEY_PASSWORD")
+    names = ("REDIS_PASSWORD", "REDIS_KEY_PASSWORD", "SASL_PASSWORD", "KAFKA_KEY_PASSWORD")
     secrets = {f"DEDUP_{name}": f"hush-{name}" for name in names}
     secrets["DEDUP_REDIS_URL"] = "redis://:hush-url@localhost/0"
     done = subprocess.run(

@@ -25,11 +25,14 @@ def test_a_cluster_that_is_not_there_is_waited_for() -> None:
         connect(load(RedisSettings, {"redis_url": url, "redis_cluster": True}))
 
 
-def test_an_authority_without_tls_is_refused(tmp_path: Path) -> None:
-    authority = tmp_path / "ca.pem"
-    authority.touch()
-    with pytest.raises(ConfigError, match="rediss://"):
-        load(RedisSettings, {"redis_ca_file": authority})
+@pytest.mark.parametrize("name", ["redis_ca_file", "redis_cert_file", "redis_key_file"])
+def test_a_certificate_needs_tls_and_must_be_there(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "some.pem"
+    with pytest.raises(ConfigError, match="no such file"):
+        load(RedisSettings, {"redis_url": "rediss://localhost/0", name: file})
+    file.touch()
+    with pytest.raises(ConfigError, match="needs a rediss://"):
+        load(RedisSettings, {name: file})
 
 
 def test_a_password_in_the_address_is_not_shown() -> None:
