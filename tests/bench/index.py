@@ -1,6 +1,6 @@
 """How the index scales: recall, vectors compared, time and memory, from 10 thousand images up.
 
-    make bench-index ARGS="--sizes 10000 100000 --photos DIR_OR_TAR… --json FILE --plot FILE.png"
+    make bench-index ARGS="--sizes 10000,100000 --photos DIR_OR_TAR… --json FILE --plot FILE.png"
 
 One Redis is grown from size to size through the index's own calls, images arriving in batches,
 clusters splitting as in service; at each size it is measured in batches of 64. Beside it, in one
@@ -45,13 +45,8 @@ class Rig:
         self.client: redis.Redis = server.client()
         self.settings = settings
         self.base = int(self.client.info("memory")["used_memory"])
-        # Filling needs no neighbours; it looks at the home cluster only.
-        filler = IndexSettings(
-            threshold=settings.threshold,
-            probes=1,
-            cluster_limit=settings.cluster_limit,
-            cache_bytes=settings.cache_bytes,
-        )
+        # Filling needs no neighbours; it looks at the home cluster only, and blocks nobody.
+        filler = replace(settings, probes=1, script_arrivals=FILLING)
         self.filler = Index(self.client, "bench", filler)
         self.stored: Vectors = np.zeros((0, 128), np.int8)
 
@@ -256,10 +251,14 @@ def _write(
         plot(results, options.plot)
 
 
+def _sizes(text: str) -> list[int]:
+    return [int(size) for size in text.split(",")]
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.index", description=__doc__)
     add = parser.add_argument
-    add("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="images stored")
+    add("--sizes", type=_sizes, default=[10_000, 100_000], help="images stored: 10000,100000")
     add("--photos", type=Path, nargs="+", help="folders or tars; default: crops of shipped photos")
     add("--edits", type=int, default=2_000, help="edited photos asked about")
     add("--threshold", type=float, help="default: the weights' own")
