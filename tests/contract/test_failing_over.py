@@ -10,11 +10,13 @@ import redis
 
 from deploy.local import LocalRedis
 from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
+from tests.stream.harness import until
 from worker.errors import ConfigError
 from worker.index import Index
 from worker.index.recent import Write
 
-WAIT_MS = 10_000
+WAIT_MS = 1_000
+SECONDS = 120
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Pair:
         """Wait until the replica has everything."""
         client = self.primary.client()
         client.set("synchronised", time.monotonic_ns())
-        assert client.wait(1, WAIT_MS) == 1
+        until(lambda: client.wait(1, WAIT_MS) == 1, SECONDS, "a replica that has everything")
 
     def cut_off(self) -> None:
         """From now on what the primary acknowledges is lost in a fail-over."""

@@ -14,7 +14,7 @@ from tests.faults.oracle import Oracle
 from tests.faults.workload import SETTINGS, families
 from tests.stream.conftest import StartWorker
 
-SECONDS = 120
+SECONDS = 600
 FAMILIES = 5
 Verdicts = list[dict[str, Any]]
 

@@ -11,9 +11,18 @@ from deploy.local import LocalKafka, LocalRedis
 from tests.conftest import Topics
 from tests.photos import jpeg, photos, scene
 from tests.stream.conftest import StartWorker
-from tests.stream.harness import Event, Reader, by_uri, distinct, inline, publish, until
+from tests.stream.harness import (
+    PATIENT,
+    Event,
+    Reader,
+    by_uri,
+    distinct,
+    inline,
+    publish,
+    until,
+)
 
-SECONDS = 60
+SECONDS = 300
 OUTAGE_SECONDS = 10  # what the issue asks for; measured on the outage, not asserted on
 LIMIT = 300_000
 
@@ -70,7 +79,8 @@ def test_one_dead_letter_for_each_bad_event_and_none_for_the_rest(
     wanted = bad_events(root)
     good = [inline(name, jpeg(photos()[name], 80)) for name in sorted(photos())[: len(wanted)]]
     mixed = [event for pair in zip([e for _, e in wanted], good, strict=True) for event in pair]
-    start_worker(fetch_schemes="file,http", fetch_roots=root, max_image_bytes=LIMIT).wait_ready()
+    allowed = {"fetch_schemes": "file,http", "fetch_roots": root, "max_image_bytes": LIMIT}
+    start_worker(**allowed, **PATIENT).wait_ready()
     publish(kafka_server.bootstrap, topics.images, mixed)
     with Reader(kafka_server.bootstrap, topics.verdicts, topics.dead_letters) as reader:
         done = lambda: sum(map(len, reader.messages.values())) >= len(mixed)  # noqa: E731
@@ -106,7 +116,7 @@ def test_redis_away_for_ten_seconds_delays_and_loses_nothing(
         until(lambda: not worker.get("/readyz").json()["redis"], SECONDS, "not ready")
         assert worker.get("/livez").status_code == 200
         time.sleep(OUTAGE_SECONDS)  # the outage itself: nothing to wait for happens in it
-        assert worker.metric("dedup_inflight_events") > 0
+        until(lambda: worker.metric("dedup_inflight_events") > 0, SECONDS, "events in work")
         redis_server.start()
         reader.wait(
             lambda: len(distinct(reader.verdicts(topics.verdicts))) == len(events),
@@ -122,7 +132,7 @@ def test_redis_away_for_ten_seconds_delays_and_loses_nothing(
 def test_events_are_logged_one_by_one_only_at_debug(
     kafka_server: LocalKafka, topics: Topics, start_worker: StartWorker
 ) -> None:
-    worker = start_worker(log_level="debug").wait_ready()
+    worker = start_worker(log_level="debug", **PATIENT).wait_ready()
     publish(kafka_server.bootstrap, topics.images, [inline("a", jpeg(scene(1))), Event("b", b"x")])
     with Reader(kafka_server.bootstrap, topics.verdicts, topics.dead_letters) as reader:
         reader.wait(lambda: sum(map(len, reader.messages.values())) == 2, SECONDS, "two outcomes")

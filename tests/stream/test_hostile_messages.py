@@ -11,12 +11,21 @@ from tests.conftest import Topics
 from tests.faults.oracle import NAMESPACE
 from tests.photos import jpeg, scene
 from tests.stream.conftest import StartWorker
-from tests.stream.harness import Event, Reader, by_uri, inline, publish, tombstone, until
+from tests.stream.harness import (
+    PATIENT,
+    Event,
+    Reader,
+    by_uri,
+    inline,
+    publish,
+    tombstone,
+    until,
+)
 from worker.header_names import RawName, tolerate
 from worker.index.fsck import check
 from worker.index.store import Store
 
-SECONDS = 60
+SECONDS = 300
 DEEP = 100_000
 BODY = {"schema": 1, "image_id": "x", "uri": "https://example.com/x.jpg"}
 
@@ -81,7 +90,7 @@ def test_each_costs_itself_at_most(
 ) -> None:
     tolerate()  # the reader of the test must read them, too
     bad, good = refused(), accepted()
-    worker = start_worker(threshold=0.999, fetch_schemes="https").wait_ready()
+    worker = start_worker(threshold=0.999, fetch_schemes="https", **PATIENT).wait_ready()
     hostile = [event for _, event in bad]
     # Good ones between bad ones, so that a bad one could take its neighbours along.
     sent = [event for pair in zip_longest(hostile, good) for event in pair if event is not None]

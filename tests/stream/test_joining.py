@@ -14,7 +14,7 @@ from worker.broker import Consumer, Offsets
 from worker.config import Settings
 from worker.offsets import Partition
 
-SECONDS = 60.0
+SECONDS = 300.0
 SHORT_POLL_SECONDS = 0.005  # mostly over before a broker has answered
 POLLS = 40  # without a pause: kafka-python joins once more when it has joined between two polls
 

@@ -17,7 +17,7 @@ from tests.stream.harness import Event, Reader, Worker, distinct, inline, publis
 FAMILIES = 40
 DELIVERIES = 3
 KILLS = 4
-SECONDS = 300
+SECONDS = 900
 THRESHOLD = 0.9
 
 

@@ -14,9 +14,18 @@ from deploy.local import LocalKafka
 from tests.conftest import Topics
 from tests.photos import jpeg, photos, scene
 from tests.stream.conftest import StartWorker
-from tests.stream.harness import Event, Reader, by_uri, inline, publish, tombstone, until
+from tests.stream.harness import (
+    PATIENT,
+    Event,
+    Reader,
+    by_uri,
+    inline,
+    publish,
+    tombstone,
+    until,
+)
 
-VERDICT_SECONDS = 60
+VERDICT_SECONDS = 300
 
 
 def committed(kafka: LocalKafka, topics: Topics) -> dict[TopicPartition, int]:
@@ -36,7 +45,7 @@ def test_every_kind_of_event(
     smaller = tmp_path / "smaller.jpg"
     smaller.write_bytes(jpeg(cat.resize((200, 133)), 70))
     cat_bytes = jpeg(cat)
-    worker = start_worker(fetch_schemes="file", fetch_roots=tmp_path).wait_ready()
+    worker = start_worker(fetch_schemes="file", fetch_roots=tmp_path, **PATIENT).wait_ready()
     attributes = {"sku": "ü-1", "n": [1, 2.5, None, {"deep": True}]}
     events = [
         inline("cat", cat_bytes, partition=0, occurred_at="2026-01-02T03:04:05Z"),
@@ -89,7 +98,7 @@ def test_every_kind_of_event(
 
 def check_metrics(worker: Any) -> None:
     """The counters agree with what the test published."""
-    until(lambda: worker.metric("dedup_events_total", op="delete") == 2, 10, "metrics")
+    until(lambda: worker.metric("dedup_events_total", op="delete") == 2, VERDICT_SECONDS, "metrics")
     assert worker.metric("dedup_verdicts_total", verdict="unique") == 5
     assert worker.metric("dedup_verdicts_total", verdict="exact") == 2
     assert worker.metric("dedup_dead_letters_total", reason="id_conflict") == 1
@@ -105,14 +114,14 @@ def test_a_second_worker_goes_on_where_the_first_stopped(
     kafka_server: LocalKafka, topics: Topics, start_worker: StartWorker
 ) -> None:
     """Nothing is answered twice, and what the first one stored is matched."""
-    first = start_worker(threshold=0.9).wait_ready()
+    first = start_worker(threshold=0.9, **PATIENT).wait_ready()
     scenes = {f"scene-{number}": scene(number) for number in range(6)}
     originals = [inline(name, jpeg(image)) for name, image in scenes.items()]
     publish(kafka_server.bootstrap, topics.images, originals)
     with Reader(kafka_server.bootstrap, topics.verdicts) as reader:
         reader.wait(lambda: len(reader.messages[topics.verdicts]) == 6, VERDICT_SECONDS, "six")
         assert first.terminate() == 0
-        second = start_worker(threshold=0.9).wait_ready()
+        second = start_worker(threshold=0.9, **PATIENT).wait_ready()
         copies = [inline(f"copy-{name}", jpeg(image, 60)) for name, image in scenes.items()]
         publish(kafka_server.bootstrap, topics.images, copies)
         reader.wait(lambda: len(reader.messages[topics.verdicts]) == 12, VERDICT_SECONDS, "twelve")
@@ -141,7 +150,7 @@ def test_a_wrong_setting_ends_with_one_line_and_status_2(
 def test_events_longer_than_one_answer_of_kafka_still_come(
     kafka_server: LocalKafka, topics: Topics, start_worker: StartWorker
 ) -> None:
-    start_worker(poll_bytes=1024)
+    start_worker(poll_bytes=1024, **PATIENT)
     padding = b"\0" * 3_000_000  # behind the end of a JPEG, and ignored
     pictures = [jpeg(scene(number)) + padding * (number == 1) for number in range(3)]
     assert min(map(len, pictures)) > 1024

@@ -139,7 +139,7 @@ def test_image_that_crashes_two_children_is_a_dead_letter(pool: DecoderPool) -> 
 
 
 def test_frozen_child_is_replaced_and_its_image_retried() -> None:
-    with DecoderPool(1, SIZE, LIMITS, deadline_seconds=0.05) as pool:
+    with DecoderPool(1, SIZE, LIMITS, deadline_seconds=0.3) as pool:
         pool.submit(samples()["jpeg"]).result(PATIENCE)
         freeze(pool)
         assert pool.submit(samples()["jpeg"]).result(PATIENCE).any()

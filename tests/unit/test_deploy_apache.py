@@ -10,7 +10,7 @@ from deploy.apache_kafka import LocalApacheKafka
 from deploy.kafka_archives import KafkaUnavailableError, fetch_archives
 from tests.conftest import require_apache_kafka
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 120.0
 
 
 @pytest.fixture(params=[1, 3])

@@ -17,7 +17,7 @@ from deploy.apache_kafka import KafkaServer
 from deploy.local import LocalRedis
 from deploy.process import ChildFailedError, ChildProcess, Deadline
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 120.0
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_silence_ends_at_the_deadline(server: TrickServer) -> None:
         server.closing.wait(PATIENCE)
 
     server.paths["/x"] = hang
-    error = refusal(server, "/x", timeout_seconds=0.2, attempts=2)
+    error = refusal(server, "/x", timeout_seconds=1.0, attempts=2)
     assert error.detail == "127.0.0.1 did not answer in time, 2 tries"
     assert server.asked["/x"] == 2
 
