@@ -13,7 +13,8 @@ from worker.index.keys import Keys, State
 from worker.index.store import Client, Store
 from worker.vectors import Vectors, quantize
 
-SETTINGS = IndexSettings(threshold=0.8, cluster_limit=32, probes=0)
+# A thread that waits for another one's split waits longer than a busy machine can keep it.
+SETTINGS = IndexSettings(threshold=0.8, cluster_limit=32, probes=0, place_attempts=1_500)
 MODEL = "model-a"
 
 

@@ -15,6 +15,7 @@ from worker.index import Arrival, IndexSettings, kernel
 from worker.index.asking import PROBED, Asked, runs
 from worker.index.cache import LAYOUT, Cache, Prefix
 from worker.index.comparing import Query, compare
+from worker.index.index import LONGEST_PAUSE, PATIENCE, pause_before
 from worker.index.keys import CLUSTER, LOAD, NEVER_READ, STATE, Keys, encode
 from worker.index.settings import index_settings
 from worker.index.splitting import two_means
@@ -218,3 +219,11 @@ def test_a_script_takes_no_id_and_no_bytes_twice_and_bounded_work(
     parts = list(runs(asked, most))
     assert [len(part) for part in parts] == sizes
     assert [one for part in parts for one in part] == asked
+
+
+def test_rounds_wait_longer_and_longer_up_to_a_limit() -> None:
+    most = Settings(place_attempts=10_000).place_attempts
+    pauses = [pause_before(attempt) for attempt in range(PATIENCE, most)]
+    assert pauses[:3] == [0.001, 0.002, 0.004]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_PAUSE

@@ -4,6 +4,7 @@ Owns the public calls and the repetition of what one round could not answer. It 
 verdict fields or where vectors come from.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,8 @@ LONGEST_VERDICT = 64
 CHANGING = "{} keeps changing its generation or server"
 PATIENCE = 4
 """Rounds tried at once; then another worker may be splitting, and each round waits a little."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
+"""Seconds."""
 
 Round = Callable[[Space, list[Arrival]], list[Answer | bool | None]]
 
@@ -221,7 +224,7 @@ class Index:
             waiting = positions
             for attempt in range(self._settings.place_attempts):
                 if attempt >= PATIENCE:
-                    time.sleep(min(0.001 * 2 ** (attempt - PATIENCE), 0.05))
+                    time.sleep(pause_before(attempt))
                 space = self._space(namespace)
                 replies = ask(space, [arrivals[at] for at in waiting])
                 self._remember(space, [arrivals[at] for at in waiting], replies)
@@ -267,6 +270,12 @@ class Index:
         if stale:
             self._spaces.forget(space)
         return answers
+
+
+def pause_before(attempt: int) -> float:
+    """Seconds to wait before a round, twice as many each time, up to the longest."""
+    doublings = min(attempt - PATIENCE, 10)  # a float has no place for thousands of them
+    return min(math.ldexp(SHORTEST_PAUSE, doublings), LONGEST_PAUSE)
 
 
 def _grouped(namespaces: Iterable[str]) -> dict[str, list[int]]:
