@@ -1,5 +1,52 @@
-"""Workers for fault tests are those of the stream tests."""
+"""Workers for fault tests, on the shared servers or on ones that are the test's own."""
 
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.apache_kafka import KafkaServer
+from deploy.local import LocalRedis
+from tests.conftest import PARTITIONS, Topics
+from tests.faults.workload import SETTINGS
 from tests.stream.conftest import start_worker
+from tests.stream.harness import Worker
 
 __all__ = ["start_worker"]
+
+SESSION_SECONDS = 3
+
+
+def fresh(kafka: KafkaServer) -> Topics:
+    own = uuid.uuid4().hex[:8]
+    topics = Topics(f"images-{own}", f"verdicts-{own}", f"dead-letter-{own}", f"group-{own}")
+    kafka.create_topics(dict.fromkeys(topics[:3], PARTITIONS))
+    return topics
+
+
+class WorkerOf:
+    """Starts workers on a broker that is the test's own."""
+
+    def __init__(self, redis: LocalRedis, folder: Path, stack: ExitStack) -> None:
+        self._redis = redis
+        self._folder = folder
+        self._stack = stack
+
+    def __call__(self, kafka: KafkaServer, topics: Topics, **settings: object) -> Worker:
+        log = self._folder / f"worker-{uuid.uuid4().hex[:4]}.log"
+        wanted: dict[str, Any] = {
+            "session_timeout_seconds": SESSION_SECONDS,
+            **SETTINGS,
+            **settings,
+        }
+        worker = Worker(kafka.bootstrap, self._redis.url, topics, log, **wanted)
+        return self._stack.enter_context(worker).wait_ready()
+
+
+@pytest.fixture
+def worker_of(redis_server: LocalRedis, tmp_path: Path) -> Iterator[WorkerOf]:
+    with ExitStack() as stack:
+        yield WorkerOf(redis_server, tmp_path, stack)

@@ -1,10 +1,6 @@
 """Kafka restarted, killed, frozen, cut off or refusing; and workers replaced one by one."""
 
-import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient
@@ -12,17 +8,17 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from deploy.apache_kafka import KafkaServer, LocalApacheKafka
 from deploy.local import LocalKafka, LocalRedis
-from tests.conftest import PARTITIONS, Topics, require_apache_kafka
+from tests.conftest import Topics, require_apache_kafka
+from tests.faults.conftest import WorkerOf, fresh
 from tests.faults.oracle import Oracle
 from tests.faults.proxy import HOST, Proxy
 from tests.faults.workload import SETTINGS, families
 from tests.stream.conftest import StartWorker
-from tests.stream.harness import Event, Worker, inline, until
+from tests.stream.harness import PATIENT, Event, inline, until
 
 FAMILIES = 20
 WORKERS = 3
-SECONDS = 180
-SESSION_SECONDS = 3
+SECONDS = 600
 SMALL, LARGE = 2_000, 10_000_000
 
 
@@ -55,38 +51,6 @@ def apache_kafka() -> Iterator[LocalApacheKafka]:
     require_apache_kafka()
     with LocalApacheKafka() as kafka:
         yield kafka
-
-
-def fresh(kafka: KafkaServer) -> Topics:
-    own = uuid.uuid4().hex[:8]
-    topics = Topics(f"images-{own}", f"verdicts-{own}", f"dead-letter-{own}", f"group-{own}")
-    kafka.create_topics(dict.fromkeys(topics[:3], PARTITIONS))
-    return topics
-
-
-class WorkerOf:
-    """Starts workers on a broker that is the test's own."""
-
-    def __init__(self, redis: LocalRedis, folder: Path, stack: ExitStack) -> None:
-        self._redis = redis
-        self._folder = folder
-        self._stack = stack
-
-    def __call__(self, kafka: KafkaServer, topics: Topics, **settings: object) -> Worker:
-        log = self._folder / f"worker-{uuid.uuid4().hex[:4]}.log"
-        wanted: dict[str, Any] = {
-            "session_timeout_seconds": SESSION_SECONDS,
-            **SETTINGS,
-            **settings,
-        }
-        worker = Worker(kafka.bootstrap, self._redis.url, topics, log, **wanted)
-        return self._stack.enter_context(worker).wait_ready()
-
-
-@pytest.fixture
-def worker_of(redis_server: LocalRedis, tmp_path: Path) -> Iterator[WorkerOf]:
-    with ExitStack() as stack:
-        yield WorkerOf(redis_server, tmp_path, stack)
 
 
 def test_cut_off_from_kafka(
@@ -168,7 +132,7 @@ def test_workers_replaced_one_by_one_do_no_work_twice(
     kafka_server: KafkaServer, topics: Topics, redis_server: LocalRedis, start_worker: StartWorker
 ) -> None:
     """Each finishes what it has in work, commits and leaves; the others keep what they have."""
-    workers = [start_worker(**SETTINGS) for _ in range(WORKERS)]
+    workers = [start_worker(**SETTINGS, **PATIENT) for _ in range(WORKERS)]
     for worker in workers:
         worker.wait_ready()
     with Oracle(kafka_server.bootstrap, topics, redis_server) as oracle:

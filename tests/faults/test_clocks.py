@@ -1,0 +1,74 @@
+"""Workers whose clocks jump: nothing but what they tell of the time depends on them."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from deploy.apache_kafka import LocalApacheKafka
+from deploy.local import LocalRedis
+from tests.conftest import Topics, require_apache_kafka
+from tests.faults.conftest import WorkerOf, fresh
+from tests.faults.oracle import Oracle
+from tests.faults.workload import SETTINGS, families
+from tests.stream.conftest import StartWorker
+from tests.stream.harness import Reader, until
+
+FAMILIES = 20
+SECONDS = 600
+HOUR = 3600
+JUMPING = str(Path(__file__).with_name("jumping_worker.py"))
+# Apache Kafka refuses messages of more than an hour later (message.timestamp.after.max.ms).
+BACK_AND_FORTH = ("0", str(HOUR - 60), str(-HOUR), str(-24 * HOUR))
+
+
+def test_clocks_that_jump_back_and_forth(
+    kafka_server: LocalApacheKafka,
+    redis_server: LocalRedis,
+    topics: Topics,
+    start_worker: StartWorker,
+) -> None:
+    for _ in range(2):
+        start_worker(command=(JUMPING, *BACK_AND_FORTH), **SETTINGS).wait_ready()
+    with (
+        Oracle(kafka_server.bootstrap, topics, redis_server) as oracle,
+        Reader(kafka_server.bootstrap, topics.verdicts) as reader,
+    ):
+        for first in range(0, 3 * FAMILIES, FAMILIES):
+            oracle.publish(families(FAMILIES, first=first))
+            oracle.wait_until_finished(SECONDS)
+        oracle.judge()
+
+        def jumped() -> bool:
+            times = [message.timestamp for message in reader.messages[topics.verdicts]]
+            return bool(times) and max(times) - min(times) > 1000 * HOUR
+
+        reader.wait(jumped, SECONDS, "verdicts of different hours")
+
+
+@pytest.mark.apache_kafka
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_a_clock_hours_ahead_pauses_the_stream(
+    redis_server: LocalRedis, worker_of: WorkerOf, delivery: str
+) -> None:
+    """The broker refuses its verdicts: nothing is lost, and all is well once it is set right."""
+    require_apache_kafka()
+    with LocalApacheKafka() as kafka:
+        topics = fresh(kafka)
+        worker = worker_of(kafka, topics, delivery=delivery, command=(JUMPING, str(2 * HOUR)))
+        exactly_once = delivery == "exactly-once"
+        with Oracle(kafka.bootstrap, topics, redis_server, exactly_once=exactly_once) as oracle:
+            oracle.publish(families(FAMILIES))
+            until(
+                lambda: worker.metric("dedup_kafka_errors_total", kind="InvalidTimestampError") > 1,
+                SECONDS,
+                "an error that says what is wrong",
+            )
+            until(lambda: not worker.get("/readyz").json()["kafka"], SECONDS, "not ready")
+            assert worker.get("/livez").status_code == 200
+            assert not oracle.look()
+            assert worker.process is not None
+            worker.process.send_signal(signal.SIGUSR1)
+            oracle.wait_until_finished(SECONDS)
+            oracle.judge()
+        until(worker.ready, SECONDS, "ready again")
