@@ -17,7 +17,7 @@ from tests.stream.harness import Event, Reader, inline, publish, tombstone, unti
 STEPS = ("recognised", "embedded", "placed", "settled", "published", "committed")
 FAMILIES = 30
 KILLS = 4
-SECONDS = 300
+SECONDS = 900
 CRASHING = str(Path(__file__).with_name("crashing_worker.py"))
 
 

@@ -23,7 +23,7 @@ from tests.conftest import Topics
 from worker.config import KafkaSettings, load
 from worker.errors import InfrastructureError
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120.0
 LINK = "https://images.example/"
 
 
@@ -35,7 +35,7 @@ def publish(
         producer_command(kafka, topic, arguments),
         input=stdin,
         capture_output=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -95,7 +95,7 @@ def test_a_terminal_gets_a_progress_bar(
     terminal, end = os.openpty()
     command = producer_command(kafka_server, topics.images, [str(folder)])
     with subprocess.Popen(command, stderr=end, stdout=subprocess.DEVNULL) as process:
-        process.wait(120)
+        process.wait(300)
     os.close(end)
     shown = os.read(terminal, 65_536)
     os.close(terminal)
@@ -208,7 +208,7 @@ def consume_one(kafka: KafkaServer, topic: str) -> Any:
 def test_a_broker_that_dies_is_counted_and_ends_the_run() -> None:
     with LocalKafka() as kafka:
         kafka.create_topics({"images": 1})
-        publisher = Publisher(settings(kafka, "images"), delivery_seconds=2.0)
+        publisher = Publisher(settings(kafka, "images"), delivery_seconds=6.0)
         publisher.send(Outgoing("1", b"1", b"first"))
         assert wait_until_acknowledged(publisher) == 1
         kafka.kill()
