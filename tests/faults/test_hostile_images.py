@@ -31,7 +31,7 @@ from worker.images import ImageLimits, open_rgb
 
 LIMITS = ImageLimits()
 MEMORY_BYTES = 1 << 30
-PATIENCE = 60.0
+PATIENCE = 300.0
 SIDE = 50_000
 
 
@@ -256,11 +256,11 @@ def test_thousand_frames_cost_one() -> None:
 
 def test_progressive_jpeg_of_ten_thousand_scans() -> None:
     """A megabyte that would take minutes."""
-    with DecoderPool(1, 64, LIMITS, deadline_seconds=0.5) as pool:
+    with DecoderPool(1, 64, LIMITS, deadline_seconds=2.0) as pool:
         error = pool.submit(scan_bomb(10_000)).exception(PATIENCE)
         assert isinstance(error, EventError)
         assert error.reason is Reason.UNDECODABLE
-        assert error.detail == "decoding took longer than 0.5 s"
+        assert error.detail == "decoding took longer than 2 s"
         assert pool.submit(samples()["jpeg"]).result(PATIENCE).any()
 
 
