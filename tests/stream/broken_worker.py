@@ -9,7 +9,9 @@ from worker import service
 from worker.__main__ import main
 from worker.index import Answer, Arrival, Index
 
-WINDOW_SECONDS = 0.05  # between look and insert; real stores of this kind have one, too
+# Between look and insert; real stores of this kind have one, too. Long, as on a slow machine two
+# workers hardly come to the same pair at the same time.
+WINDOW_SECONDS = 0.2
 
 
 class ReadsFirst(Index):

@@ -14,7 +14,7 @@ from deploy.local import LocalKafka
 from tests.conftest import Topics
 from tests.photos import jpeg, near_copy, scene
 from tests.stream.conftest import StartWorker
-from tests.stream.harness import Event, Reader, Worker, inline, publish, until
+from tests.stream.harness import PATIENT, Event, Reader, Worker, inline, publish, until
 from worker.embedder import Embedder
 from worker.vectors import DIMENSIONS, quantize, similarity
 
@@ -23,7 +23,7 @@ SPARE = 3  # candidates for each scene wanted: those too like an earlier one are
 THRESHOLD, MARGIN = 0.97, 0.005
 BATCH = 64  # scenes embedded at once
 BURST = 50  # pairs published at once
-SECONDS = 300
+SECONDS = 600
 BROKEN = Path(__file__).with_name("broken_worker.py")
 
 
@@ -64,7 +64,8 @@ def uniques_per_pair(
     pairs: list[tuple[bytes, bytes]],
     **settings: object,
 ) -> Counter[str]:
-    workers = [start_worker(probes=0, threshold=THRESHOLD, **settings) for _ in range(2)]
+    wanted_of_all = {"probes": 0, "threshold": THRESHOLD, **PATIENT, **settings}
+    workers = [start_worker(**wanted_of_all) for _ in range(2)]
     for worker in workers:
         worker.wait_ready()
     wait_for_two_owners(workers)
@@ -101,7 +102,7 @@ def wait_for_two_owners(workers: list[Worker]) -> None:
             held.append({number for _, number in moves[-1]["held"]} if moves else set())
         return len(held[0] & {0, 1}) == 1 and len(held[1] & {0, 1}) == 1 and not held[0] & held[1]
 
-    until(split, 60, "one partition each")
+    until(split, SECONDS, "one partition each")
 
 
 def test_of_each_pair_exactly_one_is_unique(
