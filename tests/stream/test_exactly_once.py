@@ -25,7 +25,7 @@ pytestmark = pytest.mark.apache_kafka
 STEPS = ("recognised", "placed", "settled", "transacted", "published")
 FAMILIES = 30
 KILLS = 4
-SECONDS = 180
+SECONDS = 600
 SESSION_SECONDS, TRANSACTION_SECONDS = 3, 5
 CRASHING = str(Path(__file__).parents[1] / "faults" / "crashing_worker.py")
 
@@ -138,7 +138,7 @@ def test_a_zombie_is_fenced(run: Run, step: str) -> None:
 def test_a_sleeper_that_wakes_in_time_commits_and_nobody_repeats_it(run: Run) -> None:
     """Its membership is gone but its transaction is not: the next owner waits for the outcome."""
     run.oracle.publish(families(FAMILIES))
-    sleeper = run.frozen("transacted", "2", transaction_timeout_seconds=120)
+    sleeper = run.frozen("transacted", "2", transaction_timeout_seconds=SECONDS)
     heir = run.worker()
     until(lambda: owns_everything(heir), SECONDS, "the heir owns every partition")
     wake(sleeper)
