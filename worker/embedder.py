@@ -16,7 +16,7 @@ from worker.images import PREPROCESSING, ImageLimits, decode
 from worker.network import DIMENSIONS, PARAMETER_COUNT, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
-DEFAULT_SHA256 = "73f84b0635b6f4b27c4574522731e6e8c4c899ae7da5d7548f692ef16fa7e08f"
+DEFAULT_SHA256 = "006f7aa55e0ba52ea236ced991ba42428bb5930695bc0370209faf800cc77184"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts
