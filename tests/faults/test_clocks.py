@@ -22,6 +22,7 @@ JUMPING = str(Path(__file__).with_name("jumping_worker.py"))
 BACK_AND_FORTH = ("0", str(HOUR - 60), str(-HOUR), str(-24 * HOUR))
 
 
+@pytest.mark.apache_kafka  # on Tansu, too, but `make test` has to end in ten minutes
 def test_clocks_that_jump_back_and_forth(
     kafka_server: LocalApacheKafka,
     redis_server: LocalRedis,

@@ -128,6 +128,7 @@ def limit(kafka: LocalApacheKafka, topic: str, size: int) -> None:
         admin.alter_configs([resource])
 
 
+@pytest.mark.apache_kafka  # on Tansu, too, as in test_clocks
 def test_workers_replaced_one_by_one_do_no_work_twice(
     kafka_server: KafkaServer, topics: Topics, redis_server: LocalRedis, start_worker: StartWorker
 ) -> None:

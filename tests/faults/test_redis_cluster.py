@@ -72,6 +72,7 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster(primaries, home, other)
 
 
+@pytest.mark.apache_kafka  # on Tansu, too, as in test_clocks
 def test_the_node_with_the_images_fails_over(
     kafka_server: KafkaServer, cluster: Cluster, topics: Topics, start_worker: StartWorker
 ) -> None:
