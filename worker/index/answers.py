@@ -32,7 +32,7 @@ class IndexSettings:
     """Records in a cluster from which it is due for a split."""
     probes: int = 128
     """Clusters looked into for one image at most; 0 means all of them."""
-    probe_margin: float = 0.15
+    probe_margin: float = 0.22
     """A cluster whose centroid is less similar than the nearest one's by more is left out."""
     cache_bytes: int = 1 << 29
     """Bytes of cluster records a worker keeps in memory."""
