@@ -60,7 +60,14 @@ def published(workers: list[Worker]) -> float:
     return sum(total(workers, "dedup_verdicts_total", verdict=kind) for kind in kinds)
 
 
-@pytest.mark.parametrize("at_work", [True, False], ids=["at work", "idle"])
+@pytest.mark.parametrize(
+    "at_work",
+    [
+        pytest.param(True, id="at work"),
+        # On Tansu, too, but `make test` has to end in ten minutes.
+        pytest.param(False, id="idle", marks=pytest.mark.apache_kafka),
+    ],
+)
 def test_lost_writes_are_read_again(
     kafka_server: KafkaServer,
     standby: Standby,
