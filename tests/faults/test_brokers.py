@@ -55,4 +55,4 @@ def test_each_of_three_brokers_is_killed(
             node.start()
             until(lambda: in_sync(brokers), SECONDS, "all copies in sync")
         oracle.wait_until_finished(SECONDS)
-        oracle.judge()
+        assert len(oracle.judge()) == len(oracle.sent)

@@ -70,4 +70,4 @@ def test_killed_at_random_under_load(
             victim.kill()
             victim.start()
         oracle.wait_until_finished(SECONDS)
-        oracle.judge()
+        assert len(oracle.judge()) == len(oracle.sent)

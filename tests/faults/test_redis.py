@@ -72,7 +72,7 @@ def test_killed_restarted_slow_and_cut_off(
         until(lambda: not worker.ready(), SECONDS, "not ready")
         proxy.mend()
         oracle.wait_until_finished(SECONDS)
-        oracle.judge()
+        assert len(oracle.judge()) == len(oracle.sent)
     until(worker.ready, SECONDS, "ready again")
 
 

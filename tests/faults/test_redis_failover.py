@@ -60,43 +60,28 @@ def published(workers: list[Worker]) -> float:
     return sum(total(workers, "dedup_verdicts_total", verdict=kind) for kind in kinds)
 
 
+def case(broker: str, delivery: str, at_work: bool, *marks: pytest.MarkDecorator) -> object:
+    """What a run of the test below is told, and under which name."""
+    name = f"{broker}-{delivery}-{'at work' if at_work else 'idle'}"
+    return pytest.param(broker, delivery, at_work, marks=marks, id=name)
+
+
 @pytest.mark.parametrize(
-    "at_work",
+    ("kafka_server", "delivery", "at_work"),
     [
-        pytest.param(True, id="at work"),
-        # On Tansu, too, but `make test` has to end in ten minutes.
-        pytest.param(False, id="idle", marks=pytest.mark.apache_kafka),
+        case("tansu", "at-least-once", True),
+        # Not for Apache Kafka's sake, but `make test` has to end in ten minutes.
+        case("tansu", "at-least-once", False, pytest.mark.apache_kafka),
+        case("apache", "at-least-once", True, pytest.mark.apache_kafka),
+        case("apache", "at-least-once", False, pytest.mark.apache_kafka),
+        # The verdicts said anew are transactions of their own, behind those of the first time.
+        case("apache", "exactly-once", True, pytest.mark.apache_kafka),
+        case("apache", "exactly-once", False, pytest.mark.apache_kafka),
     ],
+    indirect=["kafka_server"],
 )
 def test_lost_writes_are_read_again(
     kafka_server: KafkaServer,
-    standby: Standby,
-    topics: Topics,
-    start_worker: StartWorker,
-    *,
-    at_work: bool,
-) -> None:
-    lose_writes(kafka_server, standby, topics, start_worker, "at-least-once", at_work=at_work)
-
-
-@pytest.mark.parametrize("at_work", [True, False], ids=["at work", "idle"])
-@pytest.mark.parametrize(
-    "kafka_server", [pytest.param("apache", marks=pytest.mark.apache_kafka)], indirect=True
-)
-def test_lost_writes_are_read_again_exactly_once(
-    kafka_server: KafkaServer,
-    standby: Standby,
-    topics: Topics,
-    start_worker: StartWorker,
-    *,
-    at_work: bool,
-) -> None:
-    """The verdicts said anew are transactions of their own, behind those of the first time."""
-    lose_writes(kafka_server, standby, topics, start_worker, "exactly-once", at_work=at_work)
-
-
-def lose_writes(
-    kafka: KafkaServer,
     standby: Standby,
     topics: Topics,
     start_worker: StartWorker,
@@ -109,7 +94,7 @@ def lose_writes(
     workers = [start_worker(**wanted).wait_ready() for _ in range(2)]
     exactly_once = delivery == "exactly-once"
     with Oracle(
-        kafka.bootstrap, topics, standby.replica, exactly_once=exactly_once, losing=True
+        kafka_server.bootstrap, topics, standby.replica, exactly_once=exactly_once, losing=True
     ) as oracle:
         oracle.publish(families(FAMILIES))
         oracle.wait_until_finished(SECONDS)
