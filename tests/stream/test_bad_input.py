@@ -25,6 +25,7 @@ from tests.stream.harness import (
 SECONDS = 300
 OUTAGE_SECONDS = 10  # what the issue asks for; measured on the outage, not asserted on
 LIMIT = 300_000
+SIGNATURE = "hush-5561"  # of links: in the event that comes back untouched, and nowhere else
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -61,8 +62,8 @@ def bad_events(root: Path) -> list[tuple[str, Event]]:
         ("unsupported_format", inline("b7", b"")),
         ("too_large", inline("b8", cat + b"\0" * LIMIT)),
         ("too_large", inline("b9", png_header(50_000, 50_000))),
-        ("blocked_source", by_uri("b10", "http://127.0.0.1:1/x.jpg")),
-        ("blocked_source", by_uri("b11", "ftp://example.com/x.jpg")),
+        ("source_unavailable", by_uri("b10", f"http://127.0.0.1:1/x.jpg?signature={SIGNATURE}")),
+        ("blocked_source", by_uri("b11", f"ftp://u:{SIGNATURE}@example.com/x.jpg#{SIGNATURE}")),
         ("blocked_source", by_uri("b12", "file:///etc/hostname")),
         ("blocked_source", by_uri("b13", (root / "escape").as_uri())),
         ("blocked_source", by_uri("b14", (root / "fifo").as_uri())),
@@ -79,8 +80,15 @@ def test_one_dead_letter_for_each_bad_event_and_none_for_the_rest(
     wanted = bad_events(root)
     good = [inline(name, jpeg(photos()[name], 80)) for name in sorted(photos())[: len(wanted)]]
     mixed = [event for pair in zip([e for _, e in wanted], good, strict=True) for event in pair]
-    allowed = {"fetch_schemes": "file,http", "fetch_roots": root, "max_image_bytes": LIMIT}
-    start_worker(**allowed, **PATIENT).wait_ready()
+    allowed = {
+        "fetch_schemes": "file,http",
+        "fetch_roots": root,
+        "fetch_hosts": "127.0.0.1:1",
+        "fetch_networks": "127.0.0.0/8",
+        "max_image_bytes": LIMIT,
+        "log_level": "debug",
+    }
+    worker = start_worker(**allowed, **PATIENT).wait_ready()
     publish(kafka_server.bootstrap, topics.images, mixed)
     with Reader(kafka_server.bootstrap, topics.verdicts, topics.dead_letters) as reader:
         done = lambda: sum(map(len, reader.messages.values())) >= len(mixed)  # noqa: E731
@@ -98,6 +106,8 @@ def test_one_dead_letter_for_each_bad_event_and_none_for_the_rest(
         added = dict(letter.headers)
         assert added["dedup-topic"].decode() == topics.images
         assert added["dedup-detail"]
+        assert SIGNATURE not in str(added)
+    assert SIGNATURE not in worker.log.read_text() + worker.get("/metrics").text
 
 
 def test_redis_away_for_ten_seconds_delays_and_loses_nothing(

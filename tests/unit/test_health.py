@@ -33,6 +33,15 @@ def test_paths_answer_what_their_checks_say() -> None:
         assert client.get("/").status_code == 404
 
 
+def test_only_the_address_that_is_set_is_listened_on() -> None:
+    server = HealthServer("127.0.0.2", 0, Metrics().registry, {}, {})
+    with server:
+        url = f"http://127.0.0.2:{server.port}/livez"
+        assert httpx.get(url, trust_env=False).status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url.replace("127.0.0.2", "127.0.0.1"), trust_env=False)
+
+
 def test_a_port_in_use_is_an_error_at_once() -> None:
     metrics = Metrics()
     server = HealthServer("127.0.0.1", 0, metrics.registry, {}, {})
