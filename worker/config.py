@@ -261,6 +261,9 @@ class Settings(KafkaSettings, RedisSettings):
         le=2,
         description="clusters this much less similar than the nearest are left out",
     )
+    tidy_clusters: int = Field(
+        4, ge=0, le=1024, description="clusters whose records are put in order as one is split"
+    )
     audit_images: int = Field(
         64, ge=0, le=100_000, description="images an audit compares by brute force; 0: no audits"
     )

@@ -10,7 +10,15 @@ from tests.stream.harness import until
 from worker.errors import InfrastructureError
 from worker.index import Index
 
-STEPS = ("locked", "planned", "swapped", "attracting", "attracted")
+STEPS = (
+    "locked",
+    "planned",
+    "swapped",
+    "attract: locked",
+    "attract: moved",
+    "tidy: locked",
+    "tidy: moved",
+)
 
 
 LOCK_SECONDS = 300  # longer than any pause of a busy machine

@@ -17,8 +17,8 @@ from worker.index.cache import LAYOUT, Cache, Prefix
 from worker.index.comparing import Query, compare
 from worker.index.index import LONGEST_PAUSE, PATIENCE, pause_before
 from worker.index.keys import CLUSTER, LOAD, NEVER_READ, STATE, Keys, encode
+from worker.index.planning import OUTPUTS, _outputs, two_means
 from worker.index.settings import index_settings
-from worker.index.splitting import two_means
 from worker.vectors import Vectors, directions_of, dots, similarity
 
 
@@ -165,6 +165,14 @@ def test_two_means_cuts_what_does_not_separate_in_half(outliers: int) -> None:
     assert (sides == 0).sum() == 50
 
 
+def test_a_plan_has_so_many_outputs_at_most() -> None:
+    """One more cluster than fit is wanted, by fewer records than any other: those stay."""
+    wanted = np.concatenate([np.arange(1, OUTPUTS + 1).repeat(2), [0, 900, 0]])
+    clusters, places = _outputs(wanted)
+    assert clusters == list(range(1, OUTPUTS + 1))
+    assert places.tolist() == [*np.arange(1, OUTPUTS + 1).repeat(2), 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -180,6 +188,7 @@ def test_two_means_cuts_what_does_not_separate_in_half(outliers: int) -> None:
         {"place_attempts": 0},
         {"probes": -1},
         {"probe_margin": -0.1},
+        {"tidy_clusters": -1},
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:

@@ -34,6 +34,8 @@ class IndexSettings:
     """Clusters looked into for one image at most; 0 means all of them."""
     probe_margin: float = 0.22
     """A cluster whose centroid is less similar than the nearest one's by more is left out."""
+    tidy_clusters: int = 4
+    """Clusters whose records are put where they belong, in turn, whenever one is rebuilt."""
     cache_bytes: int = 1 << 29
     """Bytes of cluster records a worker keeps in memory."""
     tail_records: int = 1024
@@ -60,8 +62,8 @@ class IndexSettings:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.lock_seconds <= 0:
             raise ValueError(f"lock_seconds must be positive, not {self.lock_seconds}")
-        if self.probes < 0 or self.probe_margin < 0:
-            raise ValueError("probes and probe_margin must not be negative")
+        if min(self.probes, self.probe_margin, self.tidy_clusters) < 0:
+            raise ValueError("probes, probe_margin and tidy_clusters must not be negative")
 
     @property
     def hard_limit(self) -> int:

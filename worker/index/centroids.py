@@ -17,6 +17,9 @@ from worker.vectors import DIMENSIONS, Vectors, directions_of, squared_norms
 LOG_PAGE = 1000
 """Log entries read at once; a worker further behind than the log reaches reads the whole table."""
 
+ROWS = 64
+"""Rows multiplied with all centroids at once: 16 MB of products with 60,000 of them."""
+
 Rows = npt.NDArray[np.float32]
 
 
@@ -128,10 +131,43 @@ class Table:
             for row, length in zip(products, lengths.tolist(), strict=True)
         ]
 
+    def nearest(
+        self, vectors: Vectors, without: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the nearest cluster but one to each int8 row (m, 128), and its similarity.
+
+        Where there is no other cluster they are 0 and -inf.
+        """
+        with self._lock:
+            count, place = len(self._places), self._places.get(without)
+            ids, inverse = self._ids[:count].copy(), self._inverse[:count].copy()
+            centroids = self._centroids[:count].copy()
+        homes = np.zeros(len(vectors), np.int64)
+        similarities = np.full(len(vectors), -np.inf, np.float32)
+        if count == (place is not None):
+            return homes, similarities
+        for at in range(0, len(vectors), ROWS):
+            part = slice(at, at + ROWS)
+            with one_thread():
+                near = product(vectors[part], centroids).astype(np.float32)
+            near *= inverse
+            if place is not None:
+                near[:, place] = -np.inf
+            best = near.argmax(axis=1)
+            homes[part], similarities[part] = ids[best], near[np.arange(len(best)), best]
+        lengths = np.sqrt(np.maximum(squared_norms(vectors), 1)).astype(np.float32)
+        return homes, similarities / lengths
+
     def clusters(self) -> list[int]:
         """Return the ids of all living clusters."""
         with self._lock:
             return list(self._places)
+
+    def after(self, cluster: int, count: int) -> list[int]:
+        """Return the `count` clusters whose ids follow one; behind the highest is the lowest."""
+        ids = np.sort(self.clusters())
+        first = int(np.searchsorted(ids, cluster, side="right"))
+        return [int(each) for each in np.roll(ids, -first)[:count]]
 
     def directions_of(self, clusters: list[int]) -> Rows:
         """Return the unit centroids (n, 128) of clusters in the table."""

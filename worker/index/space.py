@@ -17,12 +17,14 @@ Opener = Callable[[Store, str, str], "Space"]
 
 
 class Space:
-    """An opened generation of a namespace."""
+    """An opened generation of a namespace; `tidied` is the cluster this worker tidied last."""
 
     def __init__(self, store: Store, keys: Keys) -> None:
         self.keys = keys
         self.table = Table(store, keys)
         self.table.refresh()
+        # Workers that start anew at the same cluster would never come to the others.
+        self.tidied = secrets.choice(self.table.clusters() or [0])
 
 
 class Spaces:
