@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from worker import compiling, weightfile
 from worker.errors import ConfigError
 from worker.images import PREPROCESSING, ImageLimits, decode
-from worker.network import DIMENSIONS, PARAMETER_COUNT, PER_DATASET, TruncatedResNet18, cut
+from worker.network import DIMENSIONS, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
 DEFAULT_SHA256 = "006f7aa55e0ba52ea236ced991ba42428bb5930695bc0370209faf800cc77184"
@@ -159,8 +160,6 @@ def _network(weights: weightfile.Weights) -> TruncatedResNet18:
         )
         raise ConfigError(f"weights do not fit the network: {odd[0]} and {len(odd) - 1} more")
     network.load_state_dict(weights.tensors, strict=False)
-    if sum(parameter.numel() for parameter in network.parameters()) != PARAMETER_COUNT:
-        raise ConfigError("torchvision's ResNet-18 is not the one this project was built for")
     return network
 
 
@@ -214,5 +213,5 @@ def _folded(network: TruncatedResNet18) -> TruncatedResNet18:
     return network
 
 
-def _fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[nn.Conv2d, nn.Identity]:
+def _fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[nn.Conv2d, Any]:
     return fuse_conv_bn_eval(convolution, normalisation), nn.Identity()

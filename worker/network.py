@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 DIMENSIONS = 128
 PARAMETER_COUNT = 683_072
@@ -32,10 +31,13 @@ class TruncatedResNet18(nn.Module):
         if normalisation not in (PER_IMAGE, PER_DATASET):
             raise ValueError(f"unknown normalisation {normalisation!r}")
         self.per_image = normalisation == PER_IMAGE
-        full = resnet18(weights=None)
-        self.conv1, self.bn1 = full.conv1, full.bn1
-        self.layer1, self.layer2 = full.layer1, full.layer2
-        self.maxpool = full.maxpool
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = nn.Sequential(_Block(64, 64, 1), _Block(64, 64, 1))
+        self.layer2 = nn.Sequential(_Block(64, 128, 2), _Block(128, 128, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # as torchvision begins (He et al., 2015)
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.centring = nn.BatchNorm1d(DIMENSIONS, affine=False)  # statistics, no parameters
         self.register_buffer("whitening", torch.eye(DIMENSIONS))  # statistics too, see settling.py
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]) * 255, persistent=False)
@@ -60,6 +62,30 @@ class TruncatedResNet18(nn.Module):
         values = pixels.float()
         std, mean = torch.std_mean(values, (1, 2, 3), correction=0, keepdim=True)
         return (values - mean) / (std + NEARLY_FLAT)
+
+
+class _Block(nn.Module):
+    """Two convolutions and a way around them (He et al., 2016), named as in torchvision.
+
+    Written out, as importing torchvision's models takes as long as importing torch itself.
+    """
+
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(entering, leaving, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(leaving)
+        self.conv2 = nn.Conv2d(leaving, leaving, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(leaving)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1:
+            around = nn.Conv2d(entering, leaving, 1, stride, bias=False)
+            self.downsample = nn.Sequential(around, nn.BatchNorm2d(leaving))
+
+    def forward(self, values: Tensor) -> Tensor:
+        inner = nn.functional.relu(self.bn1(self.conv1(values)), inplace=True)
+        inner = self.bn2(self.conv2(inner))
+        inner += values if self.downsample is None else self.downsample(values)
+        return nn.functional.relu(inner, inplace=True)
 
 
 def cut(full: Mapping[str, Tensor]) -> dict[str, Tensor]:
