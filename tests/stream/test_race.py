@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deploy.local import LocalKafka
-from tests.conftest import Topics
+from tests.conftest import PARTITIONS, Topics
 from tests.photos import jpeg, near_copy, scene
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import PATIENT, Event, Reader, Worker, inline, publish, until
@@ -48,12 +48,14 @@ def pairs() -> list[tuple[bytes, bytes]]:
     raise AssertionError(f"only {len(chosen)} scenes are different enough")
 
 
-def burst_events(pairs: list[tuple[bytes, bytes]], burst: range) -> list[Event]:
-    """The first of each pair for partition 0, the second for partition 1."""
+def burst_events(
+    pairs: list[tuple[bytes, bytes]], burst: range, partitions: list[int]
+) -> list[Event]:
+    """The first of each pair for one partition, the second for the other."""
     return [
-        inline(f"{number}-{side}", pairs[number][partition], partition=partition)
+        inline(f"{number}-{side}", data, partition=partition)
         for number in burst
-        for partition, side in enumerate("ab")
+        for side, data, partition in zip("ab", pairs[number], partitions, strict=True)
     ]
 
 
@@ -68,13 +70,13 @@ def uniques_per_pair(
     workers = [start_worker(**wanted_of_all) for _ in range(2)]
     for worker in workers:
         worker.wait_ready()
-    wait_for_two_owners(workers)
+    partitions = one_of_each(workers)
     with Reader(kafka.bootstrap, topics.verdicts, topics.dead_letters) as reader:
         # In bursts, each answered before the next, so that neither worker runs ahead: else the two
         # of a pair would not meet, and nothing would race.
         for start in range(0, len(pairs), BURST):
             burst = range(start, min(start + BURST, len(pairs)))
-            publish(kafka.bootstrap, topics.images, burst_events(pairs, burst))
+            publish(kafka.bootstrap, topics.images, burst_events(pairs, burst, partitions))
             wanted = 2 * burst.stop
             reader.wait(
                 lambda wanted=wanted: len(reader.messages[topics.verdicts]) >= wanted,  # type: ignore[misc]
@@ -92,17 +94,19 @@ def uniques_per_pair(
     return uniques
 
 
-def wait_for_two_owners(workers: list[Worker]) -> None:
-    """Partitions 0 and 1 must belong to different workers for the race to be one."""
+def one_of_each(workers: list[Worker]) -> list[int]:
+    """Partitions that belong to different workers, for the race to be one."""
+
+    def held() -> list[set[int]]:
+        moves = [[line for line in worker.lines() if "held" in line] for worker in workers]
+        return [{number for _, number in each[-1]["held"]} if each else set() for each in moves]
 
     def split() -> bool:
-        held = []
-        for worker in workers:
-            moves = [line for line in worker.lines() if "held" in line]
-            held.append({number for _, number in moves[-1]["held"]} if moves else set())
-        return len(held[0] & {0, 1}) == 1 and len(held[1] & {0, 1}) == 1 and not held[0] & held[1]
+        first, second = held()
+        return len(first | second) == PARTITIONS and bool(first and second) and not first & second
 
-    until(split, SECONDS, "one partition each")
+    until(split, SECONDS, "some partitions each")
+    return [min(each) for each in held()]
 
 
 def test_of_each_pair_exactly_one_is_unique(
