@@ -88,7 +88,8 @@ class KafkaNode(LocalServer):
         """Start without waiting: alone, a node of three does not answer."""
         configuration = self.directory / "server.properties"
         if not configuration.exists():
-            configuration.write_text(self._configuration())
+            lines = [f"{name}={value}\n" for name, value in self._settings().items()]
+            configuration.write_text("".join(lines))
             self._format(configuration)
         self._launch()
 
@@ -126,7 +127,8 @@ class KafkaNode(LocalServer):
     def _answers(self) -> bool:
         return kafka_answers(self.address)
 
-    def _configuration(self) -> str:
+    def _settings(self) -> dict[str, object]:
+        """The server's properties."""
         voters = ",".join(f"{n}@{HOST}:{port}" for n, port in self._controllers.items())
         copies = len(self._controllers)
         enough = min(2, copies)
@@ -160,7 +162,7 @@ class KafkaNode(LocalServer):
         if self._access is not None:
             for name, value in self._secured(self._access).items():
                 settings[name] = f"{settings[name]},{value}" if name in settings else value
-        return "".join(f"{name}={value}\n" for name, value in settings.items())
+        return settings
 
     def _secured(self, access: Access) -> dict[str, object]:
         """What a listener with TLS (KIP-651) and SASL needs beside the plain one."""
@@ -196,6 +198,8 @@ class LocalApacheKafka:
     With `access` there is a second listener, which wants TLS and a password.
     Entering raises KafkaUnavailableError without java, mvn or the archives.
     """
+
+    node: type[KafkaNode] = KafkaNode  # a subclass may set its servers up in another way
 
     def __init__(self, brokers: int = 1, access: Access | None = None) -> None:
         self._brokers = brokers
@@ -290,7 +294,7 @@ class LocalApacheKafka:
         cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         controllers = {number: free_port() for number in range(1, self._brokers + 1)}
         self.nodes = [
-            KafkaNode(archives, cluster_id, number, controllers, self._access)
+            self.node(archives, cluster_id, number, controllers, self._access)
             for number in controllers
         ]
 

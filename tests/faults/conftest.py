@@ -18,11 +18,37 @@ from tests.stream.harness import Worker
 __all__ = ["start_worker"]
 
 SESSION_SECONDS = 3
+APACHE = pytest.mark.apache_kafka
+
+
+def deliveries(
+    *on_tansu: pytest.MarkDecorator, fixture: str = "kafka_server"
+) -> pytest.MarkDecorator:
+    """Run a test with each delivery: on Tansu, marked so, and on Apache Kafka.
+
+    Exactly-once is on Apache Kafka only: Tansu shows aborted transactions and fences nobody.
+    """
+    cases = [
+        pytest.param("tansu", "at-least-once", marks=on_tansu, id="tansu-at-least-once"),
+        pytest.param("apache", "at-least-once", marks=APACHE, id="apache-at-least-once"),
+        pytest.param("apache", "exactly-once", marks=APACHE, id="apache-exactly-once"),
+    ]
+    return pytest.mark.parametrize((fixture, "delivery"), cases, indirect=[fixture])
+
+
+def named() -> Topics:
+    """Names that nobody has used yet."""
+    own = uuid.uuid4().hex[:8]
+    return Topics(f"images-{own}", f"verdicts-{own}", f"dead-letter-{own}", f"group-{own}")
 
 
 def fresh(kafka: KafkaServer) -> Topics:
-    own = uuid.uuid4().hex[:8]
-    topics = Topics(f"images-{own}", f"verdicts-{own}", f"dead-letter-{own}", f"group-{own}")
+    """Topics of the test's own."""
+    return create(kafka, named())
+
+
+def create(kafka: KafkaServer, topics: Topics) -> Topics:
+    """The same, that exist now."""
     kafka.create_topics(dict.fromkeys(topics[:3], PARTITIONS))
     return topics
 

@@ -56,7 +56,7 @@ class Oracle:
         topics: Topics,
         redis: LocalRedis,
         *,
-        exactly_once: bool = False,
+        delivery: str = "at-least-once",
         losing: bool = False,
     ) -> None:
         """`losing`: Redis loses writes; of an image the last verdict counts, not how many."""
@@ -64,13 +64,13 @@ class Oracle:
         self._bootstrap = bootstrap
         self._topics = topics
         self._redis = redis
-        self._exactly_once = exactly_once
+        self._exactly_once = delivery == "exactly-once"
         self._losing = losing
         self._reader = Reader(
             bootstrap,
             topics.verdicts,
             topics.dead_letters,
-            isolation="read_committed" if exactly_once else "read_uncommitted",
+            isolation=isolation(delivery),
         )
 
     def __enter__(self) -> "Oracle":
@@ -240,6 +240,11 @@ class Oracle:
             Stored(sequence, name.decode(), vectors.get(sequence))
             for sequence, name in enumerate(names, start=1)
         ]
+
+
+def isolation(delivery: str) -> str:
+    """How outcomes are to be read to see what was promised."""
+    return "read_committed" if delivery == "exactly-once" else "read_uncommitted"
 
 
 def latest(verdicts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Random faults for as long as one likes: `python -m tests.faults.soak --minutes 30`.
 
-Two workers, Valkey and Tansu; every few seconds a worker is killed, frozen or replaced, Redis is
-killed or made slow, a link is cut. At the end of each round the oracle judges everything so far, so
-that a run may be stopped at any round; `--seed` repeats its faults. Memory of the servers is not
+Two workers, Valkey and Tansu, or with `--broker apache` Apache Kafka, and then with exactly-once;
+every few seconds a worker is killed, frozen or replaced, Redis is killed or made slow, a link is
+cut, Apache Kafka is killed or frozen. At the end of each round the oracle judges everything so far,
+so that a run may be stopped at any round; `--seed` repeats its faults. Memory of the servers is not
 judged, that of the workers is: see `Memory`.
 """
 
@@ -12,23 +13,23 @@ import signal
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 
-from deploy.local import LocalKafka, LocalRedis
-from tests.conftest import PARTITIONS, Topics
+from deploy.local import LocalRedis
+from tests.faults.conftest import fresh
 from tests.faults.oracle import Oracle
-from tests.faults.proxy import Proxy
+from tests.faults.proxied import ProxiedApacheKafka, ProxiedTansu
+from tests.faults.proxy import HOST, Proxy
 from tests.faults.workload import SETTINGS, families
 from tests.stream.harness import Worker
 
 FAMILIES = 40  # new ones a round
 FAULTS = 4  # in a round
-SECONDS = 300.0  # until everything of a round is answered
+SECONDS = 600.0  # until everything of a round is answered
 SESSION_SECONDS = 3
 FROZEN_SECONDS = 6.0
 DELAY_SECONDS = 0.2
@@ -67,46 +68,53 @@ class Memory:
 class Soak:
     """The servers, the workers, and what may happen to them."""
 
-    def __init__(self, stack: ExitStack, folder: Path, chance: random.Random) -> None:
+    def __init__(
+        self, stack: ExitStack, folder: Path, chance: random.Random, broker: str, delivery: str
+    ) -> None:
         self._chance = chance
         self._redis = stack.enter_context(LocalRedis(aof=True))
         self._proxy = stack.enter_context(Proxy(self._redis.port))
-        kafka = stack.enter_context(LocalKafka())
-        own = uuid.uuid4().hex[:8]
-        topics = Topics(f"i-{own}", f"v-{own}", f"d-{own}", f"g-{own}")
-        kafka.create_topics(dict.fromkeys(topics[:3], PARTITIONS))
-        url = f"redis://127.0.0.1:{self._proxy.port}/0"
-        # The first is left alone but for what happens to Redis: its memory is watched.
+        self._kafka: ProxiedTansu | ProxiedApacheKafka
+        if broker == "apache":
+            self._kafka = stack.enter_context(ProxiedApacheKafka())
+        else:
+            self._kafka = stack.enter_context(ProxiedTansu())
+        assert self._kafka.proxy is not None
+        self._way = self._kafka.proxy
+        topics = fresh(self._kafka)
+        bootstrap = f"{HOST}:{self._way.port}"
+        # The first is left alone but for what happens to the servers: its memory is watched.
         self.workers = [
             stack.enter_context(
                 Worker(
-                    kafka.bootstrap,
-                    url,
+                    bootstrap,
+                    f"redis://{HOST}:{self._proxy.port}/0",
                     topics,
                     folder / f"worker-{number}.log",
-                    session_timeout_seconds=SESSION_SECONDS,
-                    redis_timeout_seconds=1.0,
-                    **SETTINGS,  # type: ignore[arg-type]
+                    **settings(delivery),  # type: ignore[arg-type]
                 )
             )
             for number in range(2)
         ]
         for worker in self.workers:
             worker.wait_ready()
-        self.oracle = stack.enter_context(Oracle(kafka.bootstrap, topics, self._redis))
-
-    def round(self, number: int) -> None:
-        """Publish, let things happen, wait for the end, judge."""
-        self.oracle.publish(families(FAMILIES, first=number * FAMILIES))
-        faults: list[Callable[[], None]] = [
+        self.oracle = stack.enter_context(Oracle(bootstrap, topics, self._redis, delivery=delivery))
+        self._faults: list[Callable[[], None]] = [
             self._kill_worker,
             self._freeze_worker,
             self._replace_worker,
             self._kill_redis,
             self._slow_redis,
             self._cut_redis,
+            self._cut_kafka,
         ]
-        for fault in self._chance.choices(faults, k=FAULTS):
+        if broker == "apache":  # Tansu forgets everything
+            self._faults += [self._kill_kafka, self._freeze_kafka]
+
+    def round(self, number: int) -> None:
+        """Publish, let things happen, wait for the end, judge."""
+        self.oracle.publish(families(FAMILIES, first=number * FAMILIES))
+        for fault in self._chance.choices(self._faults, k=FAULTS):
             time.sleep(self._chance.uniform(0, PAUSE_SECONDS))
             print(f"  {fault.__name__.strip('_')}", flush=True)
             fault()
@@ -144,14 +152,41 @@ class Soak:
         time.sleep(self._chance.uniform(0, PAUSE_SECONDS))
         self._proxy.mend()
 
+    def _cut_kafka(self) -> None:
+        self._way.cut()
+        time.sleep(self._chance.uniform(0, PAUSE_SECONDS))
+        self._way.mend()
 
-def soak(minutes: float, seed: int) -> str:
+    def _kill_kafka(self) -> None:
+        self._kafka.kill()
+        time.sleep(self._chance.uniform(0, PAUSE_SECONDS))
+        self._kafka.start()
+
+    def _freeze_kafka(self) -> None:
+        self._kafka.pause()
+        time.sleep(self._chance.uniform(0, FROZEN_SECONDS))
+        self._kafka.resume()
+
+
+def settings(delivery: str) -> dict[str, object]:
+    """Of the workers: quick to notice, patient when they stop."""
+    return {
+        "delivery": delivery,
+        "session_timeout_seconds": SESSION_SECONDS,
+        "redis_timeout_seconds": 1.0,
+        "publish_timeout_seconds": 10,
+        "shutdown_timeout_seconds": 60,
+        **SETTINGS,
+    }
+
+
+def soak(minutes: float, seed: int, broker: str = "tansu", delivery: str = "at-least-once") -> str:
     """Run rounds until the time is over; raises AssertionError where a rule does not hold."""
     memory = Memory()
     deadline = time.monotonic() + minutes * 60
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dedup-soak-")))
-        run = Soak(stack, folder, random.Random(seed))
+        run = Soak(stack, folder, random.Random(seed), broker, delivery)
         number = 0
         while time.monotonic() < deadline:
             print(f"round {number}: {len(run.oracle.sent)} events so far", flush=True)
@@ -166,8 +201,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--broker", choices=["tansu", "apache"], default="tansu")
+    parser.add_argument("--delivery", choices=["at-least-once", "exactly-once"])
     options = parser.parse_args(argv)
-    print(soak(options.minutes, options.seed))
+    best = "exactly-once" if options.broker == "apache" else "at-least-once"
+    print(soak(options.minutes, options.seed, options.broker, options.delivery or best))
     return 0
 
 

@@ -44,8 +44,7 @@ def test_each_of_three_brokers_is_killed(
     topics = fresh(brokers)
     for _ in range(2):
         worker_of(brokers, topics, delivery=delivery, publish_timeout_seconds=10)
-    exactly_once = delivery == "exactly-once"
-    with Oracle(brokers.bootstrap, topics, redis_server, exactly_once=exactly_once) as oracle:
+    with Oracle(brokers.bootstrap, topics, redis_server, delivery=delivery) as oracle:
         for number, node in enumerate(brokers.nodes):
             oracle.publish(families(FAMILIES, first=2 * number * FAMILIES))
             oracle.wait_for(oracle.outcomes + 5, SECONDS)

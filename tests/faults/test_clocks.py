@@ -8,7 +8,7 @@ import pytest
 from deploy.apache_kafka import KafkaServer, LocalApacheKafka
 from deploy.local import LocalRedis
 from tests.conftest import Topics, require_apache_kafka
-from tests.faults.conftest import WorkerOf, fresh
+from tests.faults.conftest import APACHE, WorkerOf, deliveries, fresh
 from tests.faults.oracle import Oracle
 from tests.faults.workload import SETTINGS, families
 from tests.stream.conftest import StartWorker
@@ -22,17 +22,19 @@ JUMPING = str(Path(__file__).with_name("jumping_worker.py"))
 BACK_AND_FORTH = ("0", str(HOUR - 60), str(-HOUR), str(-24 * HOUR))
 
 
-@pytest.mark.apache_kafka  # on Tansu, too, but `make test` has to end in ten minutes
+@deliveries(APACHE)  # on Tansu, too, but `make test` has to end in ten minutes
 def test_clocks_that_jump_back_and_forth(
     kafka_server: KafkaServer,
     redis_server: LocalRedis,
     topics: Topics,
     start_worker: StartWorker,
+    delivery: str,
 ) -> None:
+    command = (JUMPING, *BACK_AND_FORTH)
     for _ in range(2):
-        start_worker(command=(JUMPING, *BACK_AND_FORTH), **SETTINGS).wait_ready()
+        start_worker(command=command, delivery=delivery, **SETTINGS).wait_ready()
     with (
-        Oracle(kafka_server.bootstrap, topics, redis_server) as oracle,
+        Oracle(kafka_server.bootstrap, topics, redis_server, delivery=delivery) as oracle,
         Reader(kafka_server.bootstrap, topics.verdicts) as reader,
     ):
         for first in range(0, 3 * FAMILIES, FAMILIES):
@@ -57,8 +59,7 @@ def test_a_clock_hours_ahead_pauses_the_stream(
     with LocalApacheKafka() as kafka:
         topics = fresh(kafka)
         worker = worker_of(kafka, topics, delivery=delivery, command=(JUMPING, str(2 * HOUR)))
-        exactly_once = delivery == "exactly-once"
-        with Oracle(kafka.bootstrap, topics, redis_server, exactly_once=exactly_once) as oracle:
+        with Oracle(kafka.bootstrap, topics, redis_server, delivery=delivery) as oracle:
             oracle.publish(families(FAMILIES))
             until(
                 lambda: worker.metric("dedup_kafka_errors_total", kind="InvalidTimestampError") > 1,

@@ -7,11 +7,12 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from deploy.apache_kafka import KafkaServer, LocalApacheKafka
-from deploy.local import LocalKafka, LocalRedis
+from deploy.local import LocalRedis
 from tests.conftest import Topics, require_apache_kafka
-from tests.faults.conftest import WorkerOf, fresh
+from tests.faults.conftest import APACHE, WorkerOf, deliveries, fresh
 from tests.faults.oracle import Oracle
-from tests.faults.proxy import HOST, Proxy
+from tests.faults.proxied import ProxiedApacheKafka, ProxiedTansu
+from tests.faults.proxy import HOST
 from tests.faults.workload import SETTINGS, families
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import PATIENT, Event, inline, until
@@ -22,26 +23,13 @@ SECONDS = 600
 SMALL, LARGE = 2_000, 10_000_000
 
 
-class ProxiedKafka(LocalKafka):
-    """Tansu behind a proxy: what its clients are told is the proxy's address."""
-
-    proxy: Proxy | None = None
-
-    def _arguments(self) -> list[str]:
-        if self.proxy is None:
-            self.proxy = Proxy(self.port)
-            self.proxy.__enter__()
-        arguments = super()._arguments()
-        at = arguments.index("--advertised-listener-url") + 1
-        arguments[at] = f"tcp://{HOST}:{self.proxy.port}"
-        return arguments
-
-
-@pytest.fixture
-def proxied_kafka() -> Iterator[ProxiedKafka]:
-    with ProxiedKafka() as kafka:
-        assert kafka.proxy is not None
+@pytest.fixture(params=["tansu", pytest.param("apache", marks=APACHE)])
+def proxied_kafka(request: pytest.FixtureRequest) -> Iterator[ProxiedTansu | ProxiedApacheKafka]:
+    if request.param == "apache":
+        require_apache_kafka()
+    with ProxiedTansu() if request.param == "tansu" else ProxiedApacheKafka() as kafka:
         yield kafka
+        assert kafka.proxy is not None
         kafka.proxy.__exit__(None, None, None)
 
 
@@ -53,14 +41,18 @@ def apache_kafka() -> Iterator[LocalApacheKafka]:
         yield kafka
 
 
+@deliveries(fixture="proxied_kafka")
 def test_cut_off_from_kafka(
-    proxied_kafka: ProxiedKafka, redis_server: LocalRedis, worker_of: WorkerOf
+    proxied_kafka: ProxiedTansu | ProxiedApacheKafka,
+    redis_server: LocalRedis,
+    worker_of: WorkerOf,
+    delivery: str,
 ) -> None:
-    topics = fresh(proxied_kafka)
-    worker = worker_of(proxied_kafka, topics)
-    proxy = proxied_kafka.proxy
+    topics, proxy = fresh(proxied_kafka), proxied_kafka.proxy
     assert proxy is not None
-    with Oracle(proxied_kafka.bootstrap, topics, redis_server) as oracle:
+    bootstrap = f"{HOST}:{proxy.port}"
+    worker = worker_of(proxied_kafka, topics, delivery=delivery, bootstrap_servers=bootstrap)
+    with Oracle(bootstrap, topics, redis_server, delivery=delivery) as oracle:
         oracle.publish(families(FAMILIES))
         oracle.wait_for(5, SECONDS)
         proxy.cut()
@@ -80,8 +72,7 @@ def test_a_broker_is_restarted_killed_and_frozen(
 ) -> None:
     kafka, topics = apache_kafka, fresh(apache_kafka)
     worker = worker_of(kafka, topics, delivery=delivery, publish_timeout_seconds=10)
-    exactly_once = delivery == "exactly-once"
-    with Oracle(kafka.bootstrap, topics, redis_server, exactly_once=exactly_once) as oracle:
+    with Oracle(kafka.bootstrap, topics, redis_server, delivery=delivery) as oracle:
         for round_, fault in enumerate((kafka.restart, kafka.kill, kafka.pause)):
             oracle.publish(families(FAMILIES, first=round_ * FAMILIES))
             oracle.wait_for(oracle.outcomes + 5, SECONDS)
@@ -103,8 +94,7 @@ def test_a_dead_letter_topic_that_refuses_pauses_the_stream(
     kafka, topics = apache_kafka, fresh(apache_kafka)
     limit(kafka, topics.dead_letters, SMALL)
     worker = worker_of(kafka, topics, delivery=delivery)
-    exactly_once = delivery == "exactly-once"
-    with Oracle(kafka.bootstrap, topics, redis_server, exactly_once=exactly_once) as oracle:
+    with Oracle(kafka.bootstrap, topics, redis_server, delivery=delivery) as oracle:
         bad: list[Event] = [inline("no-image", b"x" * SMALL, partition=0)]
         oracle.publish([*families(FAMILIES), *bad, *families(FAMILIES, first=FAMILIES)])
         until(
@@ -128,15 +118,19 @@ def limit(kafka: LocalApacheKafka, topic: str, size: int) -> None:
         admin.alter_configs([resource])
 
 
-@pytest.mark.apache_kafka  # on Tansu, too, as in test_clocks
+@deliveries(APACHE)  # on Tansu, too, as in test_clocks
 def test_workers_replaced_one_by_one_do_no_work_twice(
-    kafka_server: KafkaServer, topics: Topics, redis_server: LocalRedis, start_worker: StartWorker
+    kafka_server: KafkaServer,
+    topics: Topics,
+    redis_server: LocalRedis,
+    start_worker: StartWorker,
+    delivery: str,
 ) -> None:
     """Each finishes what it has in work, commits and leaves; the others keep what they have."""
-    workers = [start_worker(**SETTINGS, **PATIENT) for _ in range(WORKERS)]
+    workers = [start_worker(delivery=delivery, **SETTINGS, **PATIENT) for _ in range(WORKERS)]
     for worker in workers:
         worker.wait_ready()
-    with Oracle(kafka_server.bootstrap, topics, redis_server) as oracle:
+    with Oracle(kafka_server.bootstrap, topics, redis_server, delivery=delivery) as oracle:
         for round_, worker in enumerate(workers):
             oracle.publish(families(FAMILIES, first=round_ * FAMILIES))
             oracle.wait_for(oracle.outcomes + 5, SECONDS)

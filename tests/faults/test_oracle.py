@@ -77,7 +77,7 @@ def test_a_clean_run_passes_and_no_tampered_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start_worker(**SETTINGS)
-    with Oracle(kafka_server.bootstrap, topics, redis_server, exactly_once=True) as oracle:
+    with Oracle(kafka_server.bootstrap, topics, redis_server, delivery="exactly-once") as oracle:
         oracle.publish(families(FAMILIES))
         oracle.wait_until_finished(SECONDS)
         oracle.judge()

@@ -7,6 +7,7 @@ import pytest
 
 from deploy.local import LocalKafka, LocalRedis
 from tests.conftest import Topics
+from tests.faults.conftest import deliveries
 from tests.faults.oracle import Oracle
 from tests.faults.proxy import Proxy
 from tests.faults.workload import SETTINGS, families
@@ -25,17 +26,21 @@ def proxy(redis_server: LocalRedis) -> Iterator[Proxy]:
         yield proxy
 
 
+@deliveries()
 def test_killed_restarted_slow_and_cut_off(
     kafka_server: LocalKafka,
     redis_server: LocalRedis,
     topics: Topics,
     start_worker: StartWorker,
     proxy: Proxy,
+    *,
+    delivery: str,
 ) -> None:
     """One fault after the other, always in the middle of the stream."""
     worker = start_worker(
         redis_url=f"redis://127.0.0.1:{proxy.port}/0",
         redis_timeout_seconds=TIMEOUT_SECONDS,
+        delivery=delivery,
         **SETTINGS,
     ).wait_ready()
     supply = itertools.count(0, FAMILIES)
@@ -43,7 +48,7 @@ def test_killed_restarted_slow_and_cut_off(
     def more() -> list[Event]:
         return families(FAMILIES, first=next(supply))
 
-    with Oracle(kafka_server.bootstrap, topics, redis_server) as oracle:
+    with Oracle(kafka_server.bootstrap, topics, redis_server, delivery=delivery) as oracle:
         # Each fault gets events of its own, published when it begins: however fast the worker is,
         # there is work to disturb.
         oracle.publish(more())
@@ -76,12 +81,17 @@ def test_killed_restarted_slow_and_cut_off(
     until(worker.ready, SECONDS, "ready again")
 
 
+@deliveries()
 def test_full_it_pauses_the_stream_and_dead_letters_nothing(
-    kafka_server: LocalKafka, redis_server: LocalRedis, topics: Topics, start_worker: StartWorker
+    kafka_server: LocalKafka,
+    redis_server: LocalRedis,
+    topics: Topics,
+    start_worker: StartWorker,
+    delivery: str,
 ) -> None:
-    worker = start_worker(**SETTINGS).wait_ready()
+    worker = start_worker(delivery=delivery, **SETTINGS).wait_ready()
     client = redis_server.client()
-    with Oracle(kafka_server.bootstrap, topics, redis_server) as oracle:
+    with Oracle(kafka_server.bootstrap, topics, redis_server, delivery=delivery) as oracle:
         oracle.publish(families(FAMILIES))
         oracle.wait_for(5, SECONDS)
         client.config_set("maxmemory-policy", "noeviction")

@@ -8,6 +8,7 @@ import pytest
 from deploy.apache_kafka import KafkaServer
 from deploy.local import HOST, LocalRedis
 from tests.conftest import Topics
+from tests.faults.conftest import APACHE, deliveries
 from tests.faults.oracle import NAMESPACE, Oracle
 from tests.faults.workload import SETTINGS, families
 from tests.stream.conftest import StartWorker
@@ -72,15 +73,27 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster(primaries, home, other)
 
 
-@pytest.mark.apache_kafka  # on Tansu, too, as in test_clocks
+@deliveries(APACHE)  # on Tansu with the others, as in test_clocks
 def test_the_node_with_the_images_fails_over(
-    kafka_server: KafkaServer, cluster: Cluster, topics: Topics, start_worker: StartWorker
+    kafka_server: KafkaServer,
+    cluster: Cluster,
+    topics: Topics,
+    start_worker: StartWorker,
+    delivery: str,
 ) -> None:
     # Patient: a partition that moved to another worker takes its recent writes to nobody.
-    wanted = {"redis_url": cluster.primaries.url, "redis_cluster": True, **SETTINGS, **PATIENT}
+    wanted = {
+        "redis_url": cluster.primaries.url,
+        "redis_cluster": True,
+        "delivery": delivery,
+        **SETTINGS,
+        **PATIENT,
+    }
     for _ in range(2):
         start_worker(**wanted).wait_ready()
-    with Oracle(kafka_server.bootstrap, topics, cluster.primaries, losing=True) as oracle:
+    with Oracle(
+        kafka_server.bootstrap, topics, cluster.primaries, delivery=delivery, losing=True
+    ) as oracle:
         oracle.publish(families(FAMILIES))
         oracle.wait_for(5, SECONDS)
         cluster.replica.client().cluster("FAILOVER")

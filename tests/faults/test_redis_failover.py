@@ -92,9 +92,8 @@ def test_lost_writes_are_read_again(
     # Patient: a partition that moved to another worker takes its recent writes to nobody.
     wanted = {"redis_url": standby.address, "delivery": delivery, **SETTINGS, **PATIENT}
     workers = [start_worker(**wanted).wait_ready() for _ in range(2)]
-    exactly_once = delivery == "exactly-once"
     with Oracle(
-        kafka_server.bootstrap, topics, standby.replica, exactly_once=exactly_once, losing=True
+        kafka_server.bootstrap, topics, standby.replica, delivery=delivery, losing=True
     ) as oracle:
         oracle.publish(families(FAMILIES))
         oracle.wait_until_finished(SECONDS)

@@ -2,9 +2,18 @@
 
 import pytest
 
+from tests.conftest import require_apache_kafka
 from tests.faults.soak import soak
 
 
 @pytest.mark.slow
 def test_half_an_hour() -> None:
     print(soak(minutes=30, seed=0))
+
+
+@pytest.mark.slow
+@pytest.mark.apache_kafka
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_half_an_hour_on_apache_kafka(delivery: str) -> None:
+    require_apache_kafka()
+    print(soak(minutes=30, seed=0, broker="apache", delivery=delivery))

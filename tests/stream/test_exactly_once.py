@@ -74,7 +74,7 @@ def run(
     start_worker: StartWorker,
 ) -> Iterator[Run]:
     with ExitStack() as stack:
-        oracle = Oracle(kafka_server.bootstrap, topics, redis_server, exactly_once=True)
+        oracle = Oracle(kafka_server.bootstrap, topics, redis_server, delivery="exactly-once")
         yield Run(start_worker, stack.enter_context(oracle))
 
 
