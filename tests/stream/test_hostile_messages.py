@@ -46,6 +46,7 @@ def refused() -> list[tuple[str, Event]]:
         ("bad_message", Event("r1", b"\xff\xfe not UTF-8")),
         ("bad_message", Event("r2", b"[" * DEEP + b"]" * DEEP)),
         ("bad_message", Event("r3", b'{"a":' * DEEP + b"1" + b"}" * DEEP)),
+        ("bad_message", Event("huge", b"[" + b"1," * 400_000)),
         ("bad_message", Event("r4", b'{"schema":1,"image_id":"\\ud800","uri":"x"}')),
         ("bad_message", Event("r5", body(attributes={"n": "\x00" * 20_000}))),
         ("bad_message", Event("r6", body(uri=None))),

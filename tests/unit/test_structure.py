@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+CODE_IN_FILES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 # What each module of the stream may import of the project; nothing else, so imports go one way.
 MAY_IMPORT = {
@@ -104,3 +105,24 @@ def test_only_config_reads_the_environment() -> None:
         for path in (ROOT / package).rglob("*.py"):
             if path != ROOT / "worker" / "config.py":
                 assert environment_reads(path) == 0, path
+
+
+def test_nothing_is_unpickled() -> None:
+    """What a file may hold is data, never code: weights are safetensors."""
+    for package in ("worker", "producer", "deploy"):
+        for path in (ROOT / package).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            assert not imported_modules(tree) & CODE_IN_FILES, path
+            for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call)]:
+                given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                if ast.unparse(call.func) == "torch.load":  # of the trainer's own state
+                    assert given.get("weights_only") == "True", path
+                assert given.get("allow_pickle", "False") == "False", path
+
+
+def imported_modules(tree: ast.Module) -> set[str]:
+    """The first parts of the names of all modules."""
+    nodes = list(ast.walk(tree))
+    found = [each.name for node in nodes if isinstance(node, ast.Import) for each in node.names]
+    found += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in found}
