@@ -70,8 +70,8 @@ class Consumer:
                 # How long the group waits for a member that died while joining. Ours poll many
                 # times a second, but for the longest of what `poll` itself does.
                 max_poll_interval_ms=session_ms + revoke_ms + BEGIN_MS,
-                # Answers that fit a processor's cache cost half of what 50 MB at once do: those are
-                # mapped, faulted in and unmapped for each of the copies kafka-python makes.
+                # 50 MB at once would be mapped, faulted in and unmapped for each copy made, which
+                # doubles the cost; small answers cost a trip through four threads each.
                 max_partition_fetch_bytes=settings.poll_bytes,
                 fetch_max_bytes=settings.poll_bytes,
                 fetch_max_wait_ms=100,

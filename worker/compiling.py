@@ -26,7 +26,12 @@ log = logging.getLogger(__name__)
 
 MOST_KEPT = 16  # compiled networks, some 3 MB each
 COMPILERS = ("g++", "clang++")
-OPTIONS = {"freezing": True}  # weights become constants, laid out as the kernels want them
+OPTIONS = {
+    "freezing": True,  # weights become constants, laid out as the kernels want them
+    # All that lies between two layers in one allocation: apart, glibc's heap grows without end.
+    "memory_planning": True,
+    "memory_pool": "combined",
+}
 
 
 class CompilingFailed(Exception):

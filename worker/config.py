@@ -143,7 +143,7 @@ class Settings(KafkaSettings, RedisSettings):
         1.0, gt=0, le=60, description="pause between two commits of finished offsets"
     )
     poll_bytes: int = Field(
-        MIB,
+        4 * MIB,
         ge=KIB,
         le=GIB,
         description="bytes asked of Kafka at once; a longer message still comes (KIP-74)",

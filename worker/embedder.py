@@ -21,8 +21,9 @@ DEFAULT_SHA256 = "006f7aa55e0ba52ea236ced991ba42428bb5930695bc0370209faf800cc771
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts
-# Pictures at once: of one shape, which is compiled, so a short batch is filled up. On a processor
-# few, because what lies between two layers then stays in its cache.
+# Pictures at once, always so many: a short batch is filled up, for a vector must not depend on the
+# company its picture is embedded in. On a processor few, because what lies between two layers then
+# stays in its cache; compiled, one alone is as cheap.
 CHUNK = 8
 CUDA_CHUNK = 64
 
@@ -30,7 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Embedder:
-    """A loaded network. `load` makes one; `embed` may be called from one thread at a time."""
+    """A loaded network. `load` makes one; `embed` may be called from one thread at a time.
+
+    `chunk` pictures are embedded together: fewer take as long, more take longer.
+    """
 
     def __init__(
         self, weights: weightfile.Weights, mode: str, device: str, compiled: Path = COMPILED
@@ -42,15 +46,16 @@ class Embedder:
         self.device = device
         network = _network(weights)
         self.parameter_count = sum(parameter.numel() for parameter in network.parameters())
-        self._chunk = CUDA_CHUNK if device.startswith("cuda") else CHUNK
+        mode = _fastest(device) if mode == "auto" else mode
+        on_cuda = device.startswith("cuda")
         shape = (self.input_size, self.input_size, 3)
         # One picture alone has a shape of its own: filling up would cost a chunk's work.
         examples = [
             torch.zeros((rows, *shape), dtype=torch.uint8, device=device)
-            for rows in (1, self._chunk)
+            for rows in ((1, CUDA_CHUNK) if on_cuda else (1,))
         ]
-        mode = _fastest(device) if mode == "auto" else mode
         self._forward, self.mode = _prepared(network, mode, examples, compiled.expanduser())
+        self.chunk = CUDA_CHUNK if on_cuda else 1 if self.mode == "compiled" else CHUNK
 
     @classmethod
     def load(
@@ -95,15 +100,16 @@ class Embedder:
                 f"pixels must be uint8 (n, {expected}), not {pixels.dtype} {pixels.shape}"
             )
         vectors = np.empty((len(pixels), DIMENSIONS), np.float32)
-        for start in range(0, len(pixels), self._chunk):
-            chunk = pixels[start : start + self._chunk]
-            vectors[start : start + self._chunk] = self._embed_chunk(chunk)[: len(chunk)]
+        for start in range(0, len(pixels), self.chunk):
+            chunk = pixels[start : start + self.chunk]
+            vectors[start : start + self.chunk] = self._embed_chunk(chunk)[: len(chunk)]
         return vectors
 
     def _embed_chunk(self, chunk: NDArray[np.uint8]) -> NDArray[np.float32]:
-        rows = 1 if len(chunk) == 1 else self._chunk
-        batch = torch.zeros((rows, *chunk.shape[1:]), dtype=torch.uint8)
-        batch[: len(chunk)] = torch.from_numpy(np.ascontiguousarray(chunk))
+        rows = 1 if len(chunk) == 1 else self.chunk
+        batch = torch.from_numpy(np.ascontiguousarray(chunk))
+        if len(chunk) < rows:
+            batch = torch.cat([batch, batch.new_zeros(rows - len(chunk), *chunk.shape[1:])])
         if self.device.startswith("cuda"):
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         torch.get_num_threads()  # oneDNN heeds the number set elsewhere only once it was asked for

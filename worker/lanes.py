@@ -30,6 +30,27 @@ def take_all(queue: "Queue[list[Job]]", timeout: float | None = None) -> list[Jo
     return jobs
 
 
+def gather(
+    queue: "Queue[list[Job]]", most: int, patience: float, coming: Callable[[], int]
+) -> list[Job]:
+    """Wait for one batch, then up to `patience` seconds for more, while others are on their way.
+
+    `coming` says how many those are: a lone job never waits. An empty batch ends the waiting, and
+    where `most` are together nobody waits for more; patience grows as in `Lanes.take`.
+    """
+    jobs, started = take_all(queue), monotonic()
+    while 0 < len(jobs) < most and (others := coming()):
+        limit = patience * CROWDED if len(jobs) + others >= most else patience
+        try:
+            more = take_all(queue, max(0.0, started + limit - monotonic()))
+        except Empty:
+            break
+        if not more:
+            break
+        jobs += more
+    return jobs
+
+
 class Lanes(Generic[Job]):
     """A thread-safe queue of jobs, ordered by partition. How many it holds, its user bounds."""
 

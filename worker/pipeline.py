@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from worker.errors import EventError
 from worker.index import Index
 from worker.jobs import Job, Pixels
-from worker.lanes import Lanes, take_all
+from worker.lanes import Lanes, gather
 from worker.messages import MessageLimits, parse
 from worker.metrics import Metrics
 from worker.reading import Reader
@@ -37,12 +37,16 @@ from worker.vectors import quantize
 
 log = logging.getLogger(__name__)
 
+SOON = 8  # pictures embedded before any is handed on, where one alone is as cheap
+
 
 class Embeds(Protocol):
     """What the pipeline needs of `worker.embedder.Embedder`."""
 
     @property
     def model_id(self) -> str: ...
+    @property
+    def chunk(self) -> int: ...
     def embed_pixels(self, pixels: Pixels) -> NDArray[np.float32]: ...
 
 
@@ -108,7 +112,8 @@ class Pipeline:
         self._sourced: Lanes[Job] = Lanes(lambda job: job.partition, Job.source_ready)
         self._decoded: Lanes[Job] = Lanes(lambda job: job.partition, Job.pixels_ready)
         self._embedded: Queue[list[Job]] = Queue()
-        # Deletes per namespace: each counter has one writing stage, their difference is in line.
+        # Each counter has one writing stage; the difference of two is what is between them.
+        self._passed_to_decoders = self._passed_embedder = 0
         self._deletes_passed: Counter[str] = Counter()
         self._deletes_done: Counter[str] = Counter()
         self._stopping = Event()
@@ -203,6 +208,7 @@ class Pipeline:
                 self._resolver.recognise([job for job in jobs if self._may_be_known(job)])
             for job in jobs:
                 self._start_decoding(job)
+            self._passed_to_decoders += len(jobs)
             self._decoded.put(jobs)
 
     def _take_source(self, job: Job) -> None:
@@ -253,8 +259,12 @@ class Pipeline:
 
     def _embed_stage(self) -> None:
         settings = self._settings
-        while jobs := self._decoded.take(settings.batch_images, settings.batch_wait_seconds):
+        most, patience = settings.batch_images, settings.batch_wait_seconds
+        if self._embedder.chunk == 1:  # a fuller batch is no cheaper here: `_resolve_stage` waits
+            most, patience = min(most, SOON), 0.0
+        while jobs := self._decoded.take(most, patience):
             self._embed([job for job in jobs if job.pixels is not None and job.live])
+            self._passed_embedder += len(jobs)
             self._embedded.put(jobs)
 
     def _embed(self, jobs: list[Job]) -> None:
@@ -278,7 +288,16 @@ class Pipeline:
         self._on_step("embedded")
 
     def _resolve_stage(self) -> None:
-        while not self._stopping.is_set() and (jobs := take_all(self._embedded)):
+        settings = self._settings
+        most = settings.batch_images
+        patience = settings.batch_wait_seconds if self._embedder.chunk == 1 else 0.0
+
+        def coming() -> int:
+            return self._passed_to_decoders - self._passed_embedder
+
+        while not self._stopping.is_set() and (
+            jobs := gather(self._embedded, most, patience, coming)
+        ):
             with self._metrics.stage("resolve"):
                 self._resolver.resolve(jobs)
             for job in jobs:

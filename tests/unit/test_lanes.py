@@ -8,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from worker.lanes import Lanes, take_all
+from worker.lanes import CROWDED, Lanes, gather, take_all
 from worker.offsets import Partition
 
 
@@ -111,3 +111,59 @@ def test_whoever_is_behind_takes_all_that_is_queued() -> None:
     assert [item.number for item in take_all(queue)] == [0, 1, 2]
     with pytest.raises(Empty):
         take_all(queue, timeout=0.01)
+
+
+def gathering(*batches: list[Item]) -> "Queue[list[Item]]":
+    queue: Queue[list[Item]] = Queue()
+    for batch in batches:
+        queue.put(batch)
+    return queue
+
+
+def test_a_lone_job_is_gathered_at_once() -> None:
+    alone = gathering([Item(P, 0)])
+    assert len(gather(alone, 4, patience=60.0, coming=lambda: 0)) == 1
+
+
+def test_gathering_waits_for_what_is_coming_but_not_for_ever() -> None:
+    queue = gathering([Item(P, 0)])
+    coming = [1]
+
+    def arrive() -> int:
+        """The other one comes while it is waited for."""
+        if coming.pop() if coming else 0:
+            queue.put([Item(P, 1)])
+            return 1
+        return 0
+
+    assert [item.number for item in gather(queue, 4, 60.0, arrive)] == [0, 1]
+    assert len(gather(gathering([Item(P, 2)]), 4, 0.01, lambda: 1)) == 1
+
+
+def test_gathering_ends_with_a_full_batch_or_an_empty_one() -> None:
+    full = gathering([Item(P, 0)], [Item(P, 1)])
+    assert len(gather(full, 2, 60.0, lambda: 9)) == 2
+    assert gather(gathering([]), 2, 60.0, lambda: 9) == []
+
+
+class Asked(Queue[list[Item]]):
+    """A queue that tells how long it was waited for."""
+
+    timeouts: list[float]
+
+    def get(self, block: bool = True, timeout: float | None = None) -> list[Item]:
+        if timeout is not None:
+            self.timeouts.append(timeout)
+        return super().get(block, timeout)
+
+
+def test_gathering_is_more_patient_where_a_whole_batch_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for others, waited in ((2, 0.01), (3, 0.01 * CROWDED)):
+        queue = Asked()
+        queue.timeouts = []
+        queue.put([Item(P, 0)])
+        clock(monkeypatch, 0.0, 0.0)
+        gather(queue, 4, 0.01, lambda others=others: others)  # type: ignore[misc]
+        assert queue.timeouts == [waited]
