@@ -256,10 +256,13 @@ class Settings(KafkaSettings, RedisSettings):
         128, ge=0, le=65_536, description="most clusters looked into for an image; 0: all"
     )
     probe_margin: float = Field(
-        0.22,
+        0.16,
         ge=0,
         le=2,
         description="clusters this much less similar than the nearest are left out",
+    )
+    least_probes: int = Field(
+        4, ge=1, le=65_536, description="clusters looked into however far away they are"
     )
     tidy_clusters: int = Field(
         4, ge=0, le=1024, description="clusters whose records are put in order as one is split"

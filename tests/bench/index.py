@@ -16,8 +16,11 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import redis
@@ -34,6 +37,8 @@ from worker.vectors import Vectors, quantize
 FILLING = 512
 TIMED = 30
 """Batches that are timed at each size; the first third of them warms the cache."""
+PAUSE = 0.005
+"""Seconds between two looks for upkeep when there was none."""
 NAMESPACE = "bench"
 VERDICT = b"v" * 14  # what a unique image's decision takes
 
@@ -59,6 +64,13 @@ class Rig:
 
     def insert(self, index: Index, arrivals: list[Arrival]) -> list[Answer]:
         """Place, settle, and do the upkeep that came of it."""
+        answers = self.decide(index, arrivals)
+        while index.maintain(NAMESPACE):
+            pass
+        return answers
+
+    def decide(self, index: Index, arrivals: list[Arrival]) -> list[Answer]:
+        """Place and settle."""
         answers = index.place(arrivals)
         index.settle(
             [
@@ -66,8 +78,6 @@ class Rig:
                 for arrival, answer in zip(arrivals, answers, strict=True)
             ]
         )
-        while index.maintain(NAMESPACE):
-            pass
         return answers
 
     def arrivals(self, rows: Vectors, first: int, *, store: bool = True) -> list[Arrival]:
@@ -179,6 +189,30 @@ def timed(rig: Rig, index: Index, distractors: Distractors) -> tuple[list[float]
     return times, cpu / (len(times) * BATCH), redis_cpu / (len(times) * BATCH)
 
 
+@contextmanager
+def upkeep(index: Index) -> Iterator[None]:
+    """Do the upkeep in a thread of its own meanwhile, as a worker does."""
+    ended, errors = Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            while not ended.is_set():
+                if not index.maintain(NAMESPACE):
+                    ended.wait(PAUSE)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
 def seconds_to_decide(
     rows: Vectors, settings: IndexSettings, binary: Path | None
 ) -> tuple[float, float]:
@@ -194,9 +228,10 @@ def seconds_to_decide(
             rig.arrivals(rows[start : start + BATCH], start) for start in range(0, len(rows), BATCH)
         ]
         cores, began = rig.redis_cpu() + time.process_time(), time.perf_counter()
-        for arrivals in batches:
-            rig.insert(index, arrivals)
-        seconds = time.perf_counter() - began
+        with upkeep(index):
+            for arrivals in batches:
+                rig.decide(index, arrivals)
+            seconds = time.perf_counter() - began
         return seconds, rig.redis_cpu() + time.process_time() - cores
 
 

@@ -247,8 +247,17 @@ def test_budget_and_margin_limit_the_probes_and_say_so(bench: Bench) -> None:
     assert (few.clusters_probed, few.truncated) == (2, True)
     none_left_out = bench.index(probes=1000, probe_margin=2.0).place(ask)[0]
     assert not none_left_out.truncated and none_left_out.clusters_probed > 10
-    near_only = bench.index(probes=1000, probe_margin=0.0).place(ask)[0]
+    near_only = bench.index(probes=1000, probe_margin=0.0, least_probes=1).place(ask)[0]
     assert (near_only.clusters_probed, near_only.truncated) == (1, False)
+
+
+def test_the_least_probes_are_made_however_far_away_and_cut_nothing_short(bench: Bench) -> None:
+    index = bench.index()
+    place_all(index, bench.arrivals("p", vectors(300)))
+    ask = [bench.arrival("c", vectors(1, seed=5)[0], store=False)]
+    for probes, least, made in ((1000, 3, 3), (2, 3, 2), (1000, 10**6, index.stats()["clusters"])):
+        answer = bench.index(probes=probes, probe_margin=0.0, least_probes=least).place(ask)[0]
+        assert (answer.clusters_probed, answer.truncated) == (made, False)
 
 
 def test_only_so_many_namespaces_stay_open(bench: Bench) -> None:

@@ -186,6 +186,7 @@ def test_a_plan_has_so_many_outputs_at_most() -> None:
         {"lock_seconds": 0},
         {"recent_writes": 0},
         {"place_attempts": 0},
+        {"least_probes": 0},
         {"probes": -1},
         {"probe_margin": -0.1},
         {"tidy_clusters": -1},

@@ -9,6 +9,7 @@ from typing import Literal
 from worker.vectors import Vectors
 
 COUNTS = (
+    "least_probes",
     "matches",
     "cache_bytes",
     "tail_records",
@@ -32,10 +33,12 @@ class IndexSettings:
     """Records in a cluster from which it is due for a split."""
     probes: int = 128
     """Clusters looked into for one image at most; 0 means all of them."""
-    probe_margin: float = 0.22
+    probe_margin: float = 0.16
     """A cluster whose centroid is less similar than the nearest one's by more is left out."""
+    least_probes: int = 4
+    """Clusters looked into however far away they are, where there are so many."""
     tidy_clusters: int = 4
-    """Clusters whose records are put where they belong, in turn, whenever one is rebuilt."""
+    """Clusters whose records are put where they belong, in turn, as one is split or merged."""
     cache_bytes: int = 1 << 29
     """Bytes of cluster records a worker keeps in memory."""
     tail_records: int = 1024

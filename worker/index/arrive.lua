@@ -210,7 +210,7 @@ local function write_clusters()
     if #home.records > 0 then
       append(names[place], home.state, table.concat(home.records))
       states[place] = write_state(names[place], home.state)
-      if home.state.length >= limit then redis.call('SADD', prefix .. 'due', names[place]) end
+      if is_due(home.state, limit) then redis.call('SADD', prefix .. 'due', names[place]) end
     end
   end
 end

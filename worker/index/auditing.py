@@ -46,7 +46,9 @@ class Audit:
         self._clusters = space.table.clusters()
         self._sequences, self._vectors = self._draw(sample)
         routes = (
-            space.table.route(self._vectors, settings.probes, settings.probe_margin)
+            space.table.route(
+                self._vectors, settings.probes, settings.probe_margin, settings.least_probes
+            )
             if len(self._vectors)
             else []
         )

@@ -113,11 +113,12 @@ class Table:
                 column[place] = column[last]
             self._places[int(self._ids[place])] = place
 
-    def route(self, vectors: Vectors, probes: int, margin: float) -> list[Route]:
+    def route(self, vectors: Vectors, probes: int, margin: float, least: int = 1) -> list[Route]:
         """Choose the clusters of each int8 row (m, 128): the nearest first.
 
         At most `probes` of them (0: all), and none less similar than the nearest by more than
-        `margin`. A route is truncated when a cluster within the margin did not fit the budget.
+        `margin` but the `least` nearest ones. A route is truncated when a cluster within the margin
+        did not fit the budget.
         One integer product does the whole batch: with 60,000 centroids it takes less than a
         second level of centroids would save (deploy/decisions/index-routing.md).
         """
@@ -127,7 +128,7 @@ class Table:
             products = product(vectors, self._centroids[:count])
         lengths = np.sqrt(squared_norms(vectors))
         return [
-            _route(ids, row.astype(np.float32) * inverse, probes, margin * length)
+            _route(ids, row.astype(np.float32) * inverse, probes, margin * length, least)
             for row, length in zip(products, lengths.tolist(), strict=True)
         ]
 
@@ -169,6 +170,12 @@ class Table:
         first = int(np.searchsorted(ids, cluster, side="right"))
         return [int(each) for each in np.roll(ids, -first)[:count]]
 
+    def centroid(self, cluster: int) -> Vectors:
+        """Return the int8 centroid (128,) of a cluster in the table."""
+        with self._lock:
+            centroid: Vectors = self._centroids[self._places[cluster]].copy()
+            return centroid
+
     def directions_of(self, clusters: list[int]) -> Rows:
         """Return the unit centroids (n, 128) of clusters in the table."""
         with self._lock:
@@ -189,13 +196,21 @@ class Table:
 
 
 def _route(
-    ids: npt.NDArray[np.int64], near: npt.NDArray[np.floating], probes: int, margin: float
+    ids: npt.NDArray[np.int64],
+    near: npt.NDArray[np.floating],
+    probes: int,
+    margin: float,
+    least: int,
 ) -> Route:
     wanted = np.arange(len(ids)) if probes == 0 else (near >= near.max() - margin).nonzero()[0]
+    within, least = len(wanted), min(least, len(ids))
+    if within < least:
+        # All that are as near as the last of them: among equals the lowest ids are taken.
+        wanted = (near >= np.partition(near, -least)[-least]).nonzero()[0]
     # Among equals the lowest id, the oldest cluster: there the earliest images are.
     order = wanted[np.lexsort((ids[wanted], -near[wanted]))]
-    chosen = order[:probes] if probes else order
-    return Route(tuple(ids[chosen].tolist()), len(chosen) < len(order))
+    chosen = order[: min(max(within, least), probes)] if probes else order
+    return Route(tuple(ids[chosen].tolist()), len(chosen) < within)
 
 
 def _version(entry: tuple[bytes, dict[bytes, bytes]]) -> int:

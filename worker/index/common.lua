@@ -133,6 +133,11 @@ local function write_state(cluster, state)
   return packed
 end
 
+-- Whether a cluster waits for a split, or has so many dead records that it is to be compacted.
+local function is_due(state, limit)
+  return state.live >= limit or state.length >= 1.5 * limit or state.live * 2 < state.length
+end
+
 local function chunk_key(cluster, index)
   return prefix .. 'c:' .. number(struct.unpack('>I4', cluster)) .. ':' .. number(index)
 end

@@ -59,7 +59,8 @@ class Placing:
         generation has stopped answering.
         """
         vectors = np.stack([arrival.vector for arrival in arrivals if arrival.vector is not None])
-        routes = space.table.route(vectors, self._settings.probes, self._settings.probe_margin)
+        chosen = self._settings
+        routes = space.table.route(vectors, chosen.probes, chosen.probe_margin, chosen.least_probes)
         answers: list[Answer | bool | None] = []
         stale = False
         for part in self._parts(routes):

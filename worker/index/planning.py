@@ -109,11 +109,13 @@ def merge(table: Table, contents: Contents, neighbours: list[int]) -> Plan:
     return Plan(contents, existing, [], places)
 
 
-def compact(contents: Contents) -> Plan:
-    """Everything that lives goes to one new cluster."""
-    living = directions_of(contents.vectors[contents.living])
+def compact(table: Table, contents: Contents) -> Plan:
+    """Everything that lives goes to one new cluster with the same centroid.
+
+    Measured anew, it would be nearer to some records of others and further from some of its own.
+    """
     places = (contents.sequences > 0).astype(np.uint8)
-    return Plan(contents, [], [_centroid(living)], places)
+    return Plan(contents, [], [table.centroid(contents.cluster)], places)
 
 
 def split(table: Table, contents: Contents, full: Collection[int] = ()) -> Plan:

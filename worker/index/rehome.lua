@@ -110,7 +110,7 @@ end
 for _, output in ipairs(outputs) do
   append(output.id, output.state, table.concat(output.records))
   write_state(output.id, output.state)
-  if output.state.length >= tonumber(ARGV[8]) then redis.call('SADD', prefix .. 'due', output.id) end
+  if is_due(output.state, tonumber(ARGV[8])) then redis.call('SADD', prefix .. 'due', output.id) end
 end
 if retire then
   for index = 0, math.floor((state.length - 1) / CHUNK) do
@@ -124,6 +124,6 @@ if retire then
 elseif #leaving > 0 then
   state.epoch, state.live = state.epoch + 1, state.live - #leaving
   write_state(cluster, state)
-  if state.live * 2 < state.length then redis.call('SADD', prefix .. 'due', cluster) end
+  if is_due(state, tonumber(ARGV[8])) then redis.call('SADD', prefix .. 'due', cluster) end
 end
 return outcome

@@ -71,7 +71,8 @@ class Maintainer:
                 self.splits += len(plan.new) > 1
                 space.table.refresh()
                 self._attract(space, [CLUSTER.unpack(each)[0] for each in new])
-                self._tidy(space)
+                if len(plan.new) != 1:
+                    self._tidy(space)
                 return True
             if outcome != b"changed":
                 return False
@@ -107,8 +108,8 @@ class Maintainer:
             plan = split(space.table, contents)
             full = self._full(space, contents, plan.existing)
             return split(space.table, contents, full) if full else plan
-        if state.length >= limit or state.live * 2 < state.length:
-            return compact(contents)
+        if state.length >= 1.5 * limit or state.live * 2 < state.length:
+            return compact(space.table, contents)
         return None
 
     def _full(self, space: Space, contents: Contents, clusters: list[int]) -> set[int]:
@@ -138,8 +139,8 @@ class Maintainer:
         """Move the records of some clusters that are by now nearer to any other centroid.
 
         A new centroid may be the nearest of records far outside its neighbourhood, which
-        `_attract` does not reach. So whenever a cluster is rebuilt the next few in turn are looked
-        through, wherever they are.
+        `_attract` does not reach. So whenever centroids have changed the next few clusters in turn
+        are looked through, wherever they are.
         """
         turn = space.table.after(space.tidied, self._settings.tidy_clusters)
         if not turn:
