@@ -17,7 +17,7 @@ from worker.images import PREPROCESSING, ImageLimits, decode
 from worker.network import DIMENSIONS, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
-DEFAULT_SHA256 = "006f7aa55e0ba52ea236ced991ba42428bb5930695bc0370209faf800cc77184"
+DEFAULT_SHA256 = "07515f89ac7016c65b9cf33f02f7da496d3b2b19512a45dcf8f9d0c2a300b0fa"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts

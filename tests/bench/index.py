@@ -4,8 +4,9 @@
 
 One Redis is grown from size to size through the index's own calls, images arriving in batches,
 clusters splitting as in service; at each size it is measured in batches of 64. Beside it, in one
-process: numpy brute force and faiss IVF-Flat with as many lists as the index has clusters and as
-many probes as it takes to the same recall. Everything on one thread each. Caveats: times are those
+process: numpy brute force and faiss IVF-Flat with as many lists as the index has clusters (at most
+four times the root of what is stored) and as many probes as it takes to the same recall. Everything
+on one thread each, but for faiss' training. Caveats: times are those
 of this machine with whatever else ran; the caches are warm; distractors are drawn, not photographed
 (see index_data).
 """
@@ -15,8 +16,9 @@ import hashlib
 import json
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,6 +37,8 @@ from worker.index.store import Store
 from worker.vectors import Vectors, quantize
 
 FILLING = 512
+PART = 50_000
+"""Distractors made at once."""
 TIMED = 30
 """Batches that are timed at each size; the first third of them warms the cache."""
 PAUSE = 0.005
@@ -50,17 +54,18 @@ class Rig:
         self.client: redis.Redis = server.client()
         self.settings = settings
         self.base = int(self.client.info("memory")["used_memory"])
-        # Filling needs no neighbours; it looks at the home cluster only, and blocks nobody.
-        filler = replace(settings, probes=1, script_arrivals=FILLING)
-        self.filler = Index(self.client, "bench", filler)
         self.stored: Vectors = np.zeros((0, 128), np.int8)
 
-    def fill(self, rows: Vectors) -> None:
+    def fill(self, parts: Iterable[Vectors]) -> None:
         """Store rows as images with ids of 24 characters."""
-        for start in range(0, len(rows), FILLING):
-            part = rows[start : start + FILLING]
-            self.insert(self.filler, self.arrivals(part, len(self.stored) + start))
-        self.stored = np.concatenate([self.stored, rows])
+        # Filling needs no neighbours; it looks at the home cluster only, and blocks nobody.
+        settings = replace(self.settings, probes=1, least_probes=1, script_arrivals=FILLING)
+        filler = Index(self.client, "bench", settings)
+        for rows in parts:
+            for start in range(0, len(rows), FILLING):
+                part = rows[start : start + FILLING]
+                self.insert(filler, self.arrivals(part, len(self.stored) + start))
+            self.stored = np.concatenate([self.stored, rows])
 
     def insert(self, index: Index, arrivals: list[Arrival]) -> list[Answer]:
         """Place, settle, and do the upkeep that came of it."""
@@ -116,6 +121,14 @@ def photo_id(place: int) -> str:
     return f"image-{place:018d}"
 
 
+def missing(rig: Rig, distractors: Distractors, size: int) -> Iterator[Vectors]:
+    """Distractors, some at a time, until so many are stored."""
+    while len(rig.stored) < size:
+        count = min(size - len(rig.stored), PART)
+        yield distractors.sample(count, seed=len(rig.stored))
+        print(f"{len(rig.stored):,} stored", file=sys.stderr, flush=True)
+
+
 def measure(rig: Rig, real: Real, distractors: Distractors) -> Measured:
     """All figures at the size the rig has now."""
     index = Index(rig.client, "bench", rig.settings)
@@ -131,7 +144,9 @@ def measure(rig: Rig, real: Real, distractors: Distractors) -> Measured:
     verdicts = [found[at].earliest is not None for at in np.flatnonzero(has_match)]
     recall = float(np.mean(at_original))
     sizes = rig.cluster_sizes()
-    lists = faiss_lists(rig.stored, queries, real, reaching, recall=recall, lists=len(sizes))
+    del index
+    count = min(len(sizes), round(4 * len(rig.stored) ** 0.5))
+    lists = faiss_lists(rig.stored, queries, real, reaching, recall=recall, lists=count)
     compared = float(np.mean([answer.vectors_compared for answer in found]))
     return Measured(
         stored=len(rig.stored),
@@ -250,11 +265,10 @@ def main() -> None:
     results: list[Measured] = []
     with LocalRedis(binary=options.server) as server:
         rig = Rig(server, settings)
-        rig.fill(quantize(real.photos))
+        rig.fill([quantize(real.photos)])
         for size in sorted(options.sizes):
             began = time.perf_counter()
-            while (missing := size - TIMED * BATCH - len(rig.stored)) > 0:
-                rig.fill(distractors.sample(min(missing, 50_000), seed=len(rig.stored)))
+            rig.fill(missing(rig, distractors, size - TIMED * BATCH))
             filled = time.perf_counter() - began
             results.append(measure(rig, real, distractors))
             results[-1].seconds_to_fill = filled
