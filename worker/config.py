@@ -277,13 +277,13 @@ class Settings(KafkaSettings, RedisSettings):
         512 * MIB, ge=MIB, description="memory for stored vectors kept in the worker"
     )
     tail_records: int = Field(
-        1024,
+        8192,
         ge=1,
         le=65_536,
         description="stored vectors one script may answer; who lacks more loads clusters first",
     )
     script_arrivals: int = Field(
-        32, ge=1, le=1024, description="images one script takes; more block Redis for longer"
+        64, ge=1, le=1024, description="images one script takes; more block Redis for longer"
     )
     open_namespaces: int = Field(
         256, ge=1, le=65_536, description="namespaces whose centroids a worker keeps"

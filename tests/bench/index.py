@@ -41,6 +41,8 @@ PART = 50_000
 """Distractors made at once."""
 TIMED = 30
 """Batches that are timed at each size; the first third of them warms the cache."""
+LOADING = 512
+"""Images given at once where 10,000 are decided, as when a catalogue is loaded."""
 PAUSE = 0.005
 """Seconds between two looks for upkeep when there was none."""
 NAMESPACE = "bench"
@@ -240,7 +242,8 @@ def seconds_to_decide(
         index = Index(rig.client, "bench", settings)
         index.open(NAMESPACE)
         batches = [
-            rig.arrivals(rows[start : start + BATCH], start) for start in range(0, len(rows), BATCH)
+            rig.arrivals(rows[start : start + LOADING], start)
+            for start in range(0, len(rows), LOADING)
         ]
         cores, began = rig.redis_cpu() + time.process_time(), time.perf_counter()
         with upkeep(index):

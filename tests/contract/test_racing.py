@@ -130,6 +130,17 @@ def test_upkeep_of_several_workers_is_fenced(bench: Bench) -> None:
     assert sum(helper.stats()["splits"] for helper in helpers) > 5
 
 
+def test_a_worker_splits_in_two_threads_at_once(bench: Bench) -> None:
+    """What upkeep plans with is changed by inserts that find a full cluster and split it."""
+    index = bench.index()
+    index.open(bench.namespace)
+    arrivals = bench.arrivals("p", vectors(3000))
+    with upkeep(index):
+        for at in range(0, len(arrivals), 128):
+            index.place(arrivals[at : at + 128])
+    bench.assert_whole()
+
+
 def test_deletes_among_inserts_and_splits_really_delete(bench: Bench) -> None:
     rows = vectors(400)
     index, deleter = bench.index(), bench.index()

@@ -22,7 +22,7 @@ class ReadsFirst(Index):
         looked = super().place([replace(arrival, store=False) for arrival in arrivals])
         time.sleep(WINDOW_SECONDS)
         placed = super().place(arrivals)
-        return [replace(a, sequence=b.sequence) for a, b in zip(looked, placed, strict=True)]
+        return [a._replace(sequence=b.sequence) for a, b in zip(looked, placed, strict=True)]
 
 
 if __name__ == "__main__":

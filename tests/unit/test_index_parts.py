@@ -120,12 +120,16 @@ def test_a_kernel_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch) ->
         kernel.integer_kernel_is_exact.cache_clear()
 
 
-def test_comparing_equals_brute_force() -> None:
+@pytest.mark.parametrize("at_once", [1, 50])
+def test_comparing_equals_brute_force(at_once: int) -> None:
+    """Few queries are compared each alone, many that share clusters cluster by cluster."""
     rows = np.concatenate([vectors(50), near(vectors(50), 1, 0.5), near(vectors(50), 2, 0.9)])
     prefixes = [prefix_of(rows[:60], 1), prefix_of(rows[60:], 61)]
     queries = near(vectors(50), 3, 0.3)
     for before in (2, 60, 151):
-        found = compare([Query(q, prefixes, before) for q in queries], 0.6, 3)
+        asked = [Query(q, prefixes, before) for q in queries]
+        parts = [asked[at : at + at_once] for at in range(0, len(asked), at_once)]
+        found = [each for part in parts for each in compare(part, 0.6, 3)]
         exact = similarity(queries, rows)[:, : before - 1]
         for answer, line in zip(found, exact, strict=True):
             order = sorted(range(len(line)), key=lambda at: (-line[at], at))
@@ -136,17 +140,21 @@ def test_comparing_equals_brute_force() -> None:
             assert (answer.earliest and answer.earliest.sequence - 1) == min(reaching, default=None)
 
 
-def test_comparing_leaves_out_deleted_later_and_own_records() -> None:
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_comparing_leaves_out_deleted_later_and_own_records(at_once: int) -> None:
     rows = np.repeat(vectors(1), 5, axis=0)
     rows[1] = 0
     records = np.frombuffer(packed(rows), LAYOUT).copy()
     records["sequence"][1] = 0
     prefix = Prefix(1)
     prefix.extend(state(1, 5), 0, records.tobytes())
-    found = compare([Query(rows[0], [prefix], before=5, without=1)], 0.5, 9)[0]
-    assert [match.sequence for match in found.matches] == [3, 4]
-    alone = compare([Query(rows[0], [prefix], before=1)], 0.5, 9)[0]
-    assert (alone.best, alone.earliest, alone.matches, alone.compared) == (None, None, (), 5)
+    own, first = Query(rows[0], [prefix], before=5, without=1), Query(rows[0], [prefix], before=1)
+    for found in compare([own] * at_once, 0.5, 9):
+        assert [match.sequence for match in found.matches] == [3, 4]
+    for found in compare([first] * at_once, 0.5, 9):
+        assert (found.best, found.earliest, found.matches, found.compared) == (None, None, (), 5)
+    *_, other, nothing = compare([own, first] * at_once + [Query(rows[0], [], 9)], 0.5, 9)
+    assert (other.best, nothing.best, nothing.compared) == (None, None, 0)
 
 
 def test_two_means_separates_two_heaps() -> None:

@@ -4,7 +4,7 @@ Owns the value types of the index's interface and its settings. It must not know
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from worker.vectors import Vectors
 
@@ -41,9 +41,9 @@ class IndexSettings:
     """Clusters whose records are put where they belong, in turn, as one is split or merged."""
     cache_bytes: int = 1 << 29
     """Bytes of cluster records a worker keeps in memory."""
-    tail_records: int = 1024
+    tail_records: int = 8192
     """Records one script may answer with; a worker further behind loads the clusters first."""
-    script_arrivals: int = 32
+    script_arrivals: int = 64
     """Images one script takes; more make it cheaper an image and block Redis for longer."""
     open_namespaces: int = 256
     """Namespaces whose centroid tables a worker keeps in memory."""
@@ -90,8 +90,7 @@ class Arrival:
     vector: Vectors | None = None
 
 
-@dataclass(frozen=True)
-class Neighbour:
+class Neighbour(NamedTuple):
     """A stored image and its similarity to the one asked about."""
 
     image_id: str
@@ -99,8 +98,7 @@ class Neighbour:
     similarity: float
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What the index says to an arrival; neighbours always have a smaller sequence.
 
     - placed: compared; `earliest` is the match with the smallest sequence, `best` the most similar

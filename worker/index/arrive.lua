@@ -2,10 +2,11 @@
 -- Running it again with the same arguments changes nothing and answers with the same sequences.
 -- Work: O(arrivals + probed clusters + tail budget), whatever the namespace holds.
 --
--- ARGV[2]  for all of them, packed (BE): u8 placing, else only recognising; u32 records a reply may
---          carry; u32 cluster limit, at which a cluster is due; u32 hard limit, at which an insert
---          is refused
--- ARGV[3]  clusters that any of them probes: 4 bytes id + 12 bytes state the caller holds; ...
+-- ARGV[2]  for all of them, packed (BE): u8 placing, else only recognising; u8 telling records, else
+--          states alone; u32 records a reply may carry; u32 cluster limit, at which a cluster is
+--          due; u32 hard limit, at which an insert is refused
+-- ARGV[3]  clusters that any of them probes, when telling also others the caller wants to know:
+--          4 bytes id + 12 bytes state the caller holds; ...
 -- ARGV[4]  the arrivals, packed (BE): u8 storing, else a check that writes nothing; 16 bytes SHA-256
 --          of the id; 16 bytes SHA-256 of the image; u32 partition; u48 offset; u32 length and image
 --          id; u32 length and vector (128 x int8, or none: recognising); u32 length and probes (u32
@@ -15,7 +16,8 @@
 --          server's history is another
 --          answers: u8 outcome, u64 sequence, u64 origin sequence, u32 length and text; ...
 --          tails: 4 bytes cluster, 12 bytes state, u32 index of the first record, u32 how many, the
---          records; ... of what the caller lacks, these arrivals' own records included
+--          records; ... of what the caller lacks, these arrivals' own records included; none
+--          of them unless telling
 --   new       unknown id and bytes (recognise only)
 --   seen      settled before; the text is its verdict
 --   conflict  the id is known with other bytes
@@ -30,8 +32,8 @@ local NEW, SEEN, CONFLICT, EXACT, PLACED, AGAIN, MOVED, BEHIND, FULL = 0, 1, 2, 
 local FIELDS = 1000 -- of one HMGET: Lua's stack takes some 8,000 arguments
 
 if not served(ARGV[1]) then return {} end
-local placing, budget, limit, hard_limit = struct.unpack('>BI4I4I4', ARGV[2])
-placing = placing == 1
+local placing, telling, budget, limit, hard_limit = struct.unpack('>BBI4I4I4', ARGV[2])
+placing, telling = placing == 1, telling == 1
 local counters = redis.call('HMGET', meta, 'version', 'sequence')
 local version, count = tonumber(counters[1]), tonumber(counters[2])
 local lookup = buckets_after(count)
@@ -43,7 +45,7 @@ local wanted, total, all_wanted = {}, 0, true
 
 -- The first record of a probed cluster that the caller lacks, and how many there are.
 local function tail(place, state)
-  if state == held[place] then return 0, 0 end
+  if not telling or state == held[place] then return 0, 0 end
   local epoch, length = struct.unpack('>I4I4', state)
   local known_epoch, first = struct.unpack('>I4I4', held[place])
   if known_epoch ~= epoch then first = 0 end
@@ -219,10 +221,16 @@ local function tails()
   local found = {}
   for place, name in ipairs(names) do
     local state = states[place]
-    if (all_wanted or wanted[place]) and state ~= held[place] then
+    if state and state ~= held[place] then
       local first, lacking = tail(place, state)
-      found[#found + 1] = name .. state .. struct.pack('>I4I4', first, lacking)
-      if lacking > 0 then found[#found + 1] = read_records(name, first, first + lacking) end
+      local known = all_wanted or wanted[place]
+      if not known and total + lacking <= budget then
+        total, known = total + lacking, true
+      end
+      if known then
+        found[#found + 1] = name .. state .. struct.pack('>I4I4', first, lacking)
+        if lacking > 0 then found[#found + 1] = read_records(name, first, first + lacking) end
+      end
     end
   end
   return table.concat(found)

@@ -7,8 +7,7 @@ looks everything up before it writes. It must not know what is done with the ans
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.index.answers import Answer, Arrival, IndexSettings, Neighbour
 from worker.index.cache import Prefix
@@ -21,7 +20,7 @@ OUTCOMES = ("new", "seen", "conflict", "exact", "placed", "again", "moved", "beh
 STALE = "stale"
 """The outcome where the script answered nothing."""
 
-HEADER = struct.Struct(">BIII")
+HEADER = struct.Struct(">BBIII")
 ARRIVAL = struct.Struct(">B16s16sIHII")
 LENGTH = struct.Struct(">I")
 ANSWER = struct.Struct(">BQQI")
@@ -29,8 +28,7 @@ TAIL = struct.Struct(">4s12sII")
 """What goes to the `arrive` script and what comes back; see there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What the `arrive` script said to one arrival; see there."""
 
     outcome: str
@@ -40,17 +38,18 @@ class Reply:
     origin: int
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """An arrival and the clusters it probes, home first; none: it is only recognised."""
 
     arrival: Arrival
     probes: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What one script said to its arrivals, and the tails of clusters it answered."""
+class Told(NamedTuple):
+    """What one script said to its arrivals, and of clusters that are not as the caller holds them.
+
+    Of those the last script of a pipeline tells the records, the others the state alone.
+    """
 
     replies: list[Reply]
     tails: bytes
@@ -82,8 +81,16 @@ def ask(
     parts: Sequence[Sequence[Asked]],
     prefixes: dict[int, Prefix],
 ) -> list[Told]:
-    """Run the script once for each part; `prefixes` holds every cluster probed."""
-    calls = [(keys, arguments(part, settings, prefixes)) for part in parts]
+    """Run the script once for each part; `prefixes` holds every cluster probed.
+
+    Records are told once, by the last script, for all parts: it saw all that those before it saw.
+    """
+    probed = dict.fromkeys(cluster for part in parts for one in part for cluster in one.probes)
+    told = [None] * (len(parts) - 1) + [list(probed)]
+    calls = [
+        (keys, arguments(part, settings, prefixes, clusters))
+        for part, clusters in zip(parts, told, strict=True)
+    ]
     return [
         read(raw, len(part))
         for raw, part in zip(store.scripts("arrive", calls), parts, strict=True)
@@ -91,14 +98,21 @@ def ask(
 
 
 def arguments(
-    asked: Sequence[Asked], settings: IndexSettings, prefixes: dict[int, Prefix]
+    asked: Sequence[Asked],
+    settings: IndexSettings,
+    prefixes: dict[int, Prefix],
+    told: Sequence[int] | None,
 ) -> list[Argument]:
-    """The arguments of the `arrive` script."""
-    union = dict.fromkeys(cluster for one in asked for cluster in one.probes)
+    """The arguments of the `arrive` script; it tells the records of the clusters `told`, if any."""
+    union = told or dict.fromkeys(cluster for one in asked for cluster in one.probes)
     places = {cluster: place for place, cluster in enumerate(union, 1)}
     held = [prefixes[cluster] for cluster in union]
     header = HEADER.pack(
-        bool(union), settings.tail_records, settings.cluster_limit, settings.hard_limit
+        bool(union),
+        told is not None,
+        settings.tail_records,
+        settings.cluster_limit,
+        settings.hard_limit,
     )
     return [
         header,

@@ -65,6 +65,10 @@ class Prefix:
         """The epoch the records belong to."""
         return self.state[:4]
 
+    def covers(self, state: bytes) -> bool:
+        """Whether all records of a state are held, in the same epoch."""
+        return state[:4] == self.epoch and state[4:8] <= self.state[4:8]  # both big-endian
+
     def extend(self, state: bytes, first: int, packed: bytes) -> None:
         """Take over records `first`… of a reply; what is known already is skipped.
 

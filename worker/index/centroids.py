@@ -4,7 +4,9 @@ Owns which clusters there are and which of them a vector visits. It must not kno
 """
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +23,10 @@ ROWS = 64
 """Rows multiplied with all centroids at once: 16 MB of products with 60,000 of them."""
 
 Rows = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     """Clusters one vector visits, nearest first, and whether the budget left some out."""
 
     clusters: tuple[int, ...]
@@ -48,6 +50,12 @@ class Table:
 
     def __contains__(self, cluster: int) -> bool:
         return cluster in self._places
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Let no other thread change the table meanwhile: what is in it now stays in it."""
+        with self._lock:
+            yield
 
     def refresh(self) -> None:
         """Follow the log to its end; read the whole table when the log no longer reaches back."""
@@ -126,11 +134,10 @@ class Table:
             count = len(self._places)
             ids, inverse = self._ids[:count].copy(), self._inverse[:count].copy()
             products = product(vectors, self._centroids[:count])
-        lengths = np.sqrt(squared_norms(vectors))
-        return [
-            _route(ids, row.astype(np.float32) * inverse, probes, margin * length, least)
-            for row, length in zip(products, lengths.tolist(), strict=True)
-        ]
+        near = products.astype(np.float32)
+        near *= inverse
+        margins = (margin * np.sqrt(squared_norms(vectors))).astype(np.float32)
+        return _routes(ids, near, probes, margins, least)
 
     def nearest(
         self, vectors: Vectors, without: int
@@ -195,22 +202,24 @@ class Table:
             return [int(each) for each in self._ids[order]]
 
 
-def _route(
-    ids: npt.NDArray[np.int64],
-    near: npt.NDArray[np.floating],
-    probes: int,
-    margin: float,
-    least: int,
-) -> Route:
-    wanted = np.arange(len(ids)) if probes == 0 else (near >= near.max() - margin).nonzero()[0]
-    within, least = len(wanted), min(least, len(ids))
-    if within < least:
+def _routes(ids: Ids, near: Rows, probes: int, margins: Rows, least: int) -> list[Route]:
+    """The route of each row of similarities `near` (m, n) times the row's length."""
+    count, least = len(ids), min(least, len(ids))
+    wanted = near >= (near.max(axis=1) - margins)[:, None] if probes else np.ones(near.shape, bool)
+    within = wanted.sum(axis=1)
+    for at in (within < least).nonzero()[0]:
         # All that are as near as the last of them: among equals the lowest ids are taken.
-        wanted = (near >= np.partition(near, -least)[-least]).nonzero()[0]
+        wanted[at] = near[at] >= np.partition(near[at], count - least)[count - least]
+    rows, places = wanted.nonzero()
     # Among equals the lowest id, the oldest cluster: there the earliest images are.
-    order = wanted[np.lexsort((ids[wanted], -near[wanted]))]
-    chosen = order[: min(max(within, least), probes)] if probes else order
-    return Route(tuple(ids[chosen].tolist()), len(chosen) < within)
+    order = np.lexsort((ids[places], -near[rows, places], rows))
+    clusters = ids[places[order]].tolist()
+    routes, first = [], 0
+    for several, fitting in zip(wanted.sum(axis=1).tolist(), within.tolist(), strict=True):
+        taken = min(max(fitting, least), probes) if probes else several
+        routes.append(Route(tuple(clusters[first : first + taken]), taken < fitting))
+        first += several
+    return routes
 
 
 def _version(entry: tuple[bytes, dict[bytes, bytes]]) -> int:

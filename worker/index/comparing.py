@@ -5,7 +5,7 @@ image ids.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,18 @@ SLACK = 1e-5
 """Coarse similarities are float32; whatever lies this close to a decision is computed exactly."""
 NOTHING = -1e9
 """Below every product there can be."""
+SHARED = 4
+"""Queries that look into a cluster, on average, from which a product for each cluster pays."""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """A stored record and its exact similarity."""
 
     sequence: int
     similarity: float
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """A vector, the prefixes to compare it with, and which records count.
 
     Only sequences below `before` count, and not `without` (the image itself, in a check).
@@ -41,8 +41,7 @@ class Query:
     without: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """What one query found; `matches` are the most similar ones that reach the threshold."""
 
     earliest: Match | None
@@ -51,8 +50,7 @@ class Found:
     compared: int
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Records that may decide a query's answer: their sequences (n,) and vectors (n, 128)."""
 
     sequences: npt.NDArray[np.uint64]
@@ -66,11 +64,15 @@ def compare(queries: Sequence[Query], threshold: float, matches: int) -> list[Fo
         return []
     asked = np.stack([query.vector for query in queries])
     lengths = np.sqrt(squared_norms(asked)).tolist()
+    sharing = _sharing(queries)
     with one_thread():
-        candidates = [
-            _candidates(query, length, threshold)
-            for query, length in zip(queries, lengths, strict=True)
-        ]
+        if sum(len(asking) for _, asking in sharing) >= SHARED * len(sharing):
+            candidates = _by_cluster(queries, sharing, asked, np.array(lengths), threshold)
+        else:
+            candidates = [
+                _by_query(query, length, threshold)
+                for query, length in zip(queries, lengths, strict=True)
+            ]
     counts = [len(each.sequences) for each in candidates]
     exact = pairwise(
         np.repeat(asked, counts, axis=0), np.concatenate([each.vectors for each in candidates])
@@ -84,8 +86,77 @@ def compare(queries: Sequence[Query], threshold: float, matches: int) -> list[Fo
     return found
 
 
-def _candidates(query: Query, length: float, threshold: float) -> Candidates:
-    """Leave out all that cannot be the most similar, nor near the threshold."""
+def _sharing(queries: Sequence[Query]) -> list[tuple[Prefix, list[int]]]:
+    """Each prefix that has records, and the places of the queries that are compared with it."""
+    sharing: dict[int, tuple[Prefix, list[int]]] = {}
+    for at, query in enumerate(queries):
+        for prefix in query.prefixes:
+            if prefix.length:
+                sharing.setdefault(id(prefix), (prefix, []))[1].append(at)
+    return list(sharing.values())
+
+
+def _by_cluster(
+    queries: Sequence[Query],
+    sharing: list[tuple[Prefix, list[int]]],
+    asked: Vectors,
+    lengths: npt.NDArray[np.float64],
+    threshold: float,
+) -> list[Candidates]:
+    """Leave out all that cannot be the most similar, nor near the threshold; cluster by cluster."""
+    before = np.array([query.before for query in queries], np.uint64)
+    without = np.array([query.without for query in queries], np.uint64)
+    earliest = before.min() - np.uint64(1)
+    checks = without[without > 0]
+    top = np.full(len(queries), NOTHING, np.float32)
+    compared = np.zeros(len(queries), np.int64)
+    products = []
+    for prefix, some in sharing:
+        asking = np.array(some)
+        near = product(asked[asking], prefix.vectors).astype(np.float32)
+        near *= prefix.inverse_lengths
+        # The few that not everybody may see; a deleted record, of sequence 0, is behind all others
+        # when 1 is taken from it.
+        behind = prefix.sequences - np.uint64(1)
+        special = behind >= earliest
+        if len(checks):
+            special |= np.isin(prefix.sequences, checks)
+        late = special.nonzero()[0]
+        unseen = behind[late] >= (before[asking] - np.uint64(1))[:, None]
+        unseen |= prefix.sequences[late] == without[asking][:, None]
+        near[:, late] = np.where(unseen, NOTHING, near[:, late])
+        best = near.max(axis=1)
+        top[asking] = np.maximum(top[asking], best)
+        compared[asking] += prefix.length
+        products.append((prefix, asking, near, best))
+    least = np.minimum(top, threshold * lengths) - SLACK * lengths
+    least[top == NOTHING] = np.inf
+    # Behind an empty part, so that there always is one.
+    of, sequences = [np.zeros(0, np.intp)], [np.zeros(0, np.uint64)]
+    vectors = [np.zeros((0, DIMENSIONS), np.int8)]
+    for prefix, asking, near, best in products:
+        reaching = (best >= least[asking]).nonzero()[0]
+        if len(reaching):
+            rows, places = (near[reaching] >= least[asking[reaching]][:, None]).nonzero()
+            of.append(asking[reaching[rows]])
+            sequences.append(prefix.sequences[places])
+            vectors.append(prefix.vectors[places])
+    owner = np.concatenate(of)
+    order = np.argsort(owner, kind="stable")
+    ends = np.cumsum(np.bincount(owner, minlength=len(queries)))[:-1]
+    return [
+        Candidates(*found)
+        for found in zip(
+            np.split(np.concatenate(sequences)[order], ends),
+            np.split(np.concatenate(vectors)[order], ends),
+            compared.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _by_query(query: Query, length: float, threshold: float) -> Candidates:
+    """The same for one query alone."""
     prefixes = [prefix for prefix in query.prefixes if prefix.length]
     if not prefixes:
         return Candidates(np.zeros(0, np.uint64), np.zeros((0, DIMENSIONS), np.int8), 0)

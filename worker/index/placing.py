@@ -6,12 +6,12 @@ how often it is repeated.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from worker.index.answers import Answer, Arrival, IndexSettings, Neighbour
-from worker.index.asking import STALE, Asked, Reply, ask, each_tail, known, runs
+from worker.index.asking import PROBED, STALE, Asked, Reply, ask, each_tail, known, runs
 from worker.index.cache import Cache, Prefix
 from worker.index.centroids import Route
 from worker.index.comparing import Found, Match, Query, compare
@@ -27,8 +27,7 @@ ROW = 160
 Names = Callable[[Space, set[int]], dict[int, str] | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(NamedTuple):
     """An arrival, where it goes, and what its script said."""
 
     arrival: Arrival
@@ -37,7 +36,7 @@ class Routed:
     reply: Reply
     prefixes: list[Prefix]
     whole: bool
-    """Whether the prefixes held are those the script saw."""
+    """Whether the prefixes held have all that the script saw, in the same epochs."""
 
 
 class Placing:
@@ -72,8 +71,9 @@ class Placing:
         return answers, stale
 
     def _parts(self, routes: list[Route]) -> Iterable[slice]:
-        """Split a batch so that the clusters of each part fit into the cache together."""
-        most = self._settings.cache_bytes // (self._settings.cluster_limit * ROW)
+        """Split a batch so that the clusters of each part fit into the cache, and a script."""
+        fitting = self._settings.cache_bytes // (self._settings.cluster_limit * ROW)
+        most = min(fitting, PROBED)
         first, clusters = 0, set[int]()
         for at, route in enumerate(routes):
             clusters.update(route.clusters)
@@ -95,18 +95,19 @@ class Placing:
             Asked(arrival, route.clusters) for arrival, route in zip(arrivals, routes, strict=True)
         ]
         parts = list(runs(asked, self._settings.script_arrivals))
-        replies: list[Reply] = []
-        epochs: list[dict[int, bytes]] = []
-        for part, told in zip(
-            parts, ask(self._store, space.keys, self._settings, parts, prefixes), strict=True
-        ):
-            for cluster, state, first, records in each_tail(told.tails):
-                self.cache.extend(prefixes[CLUSTER.unpack(cluster)[0]], state, first, records)
-            replies += told.replies
-            seen = {cluster: prefixes[cluster].epoch for one in part for cluster in one.probes}
-            epochs += [seen] * len(part)
-        # A later script of the same batch may have brought a newer epoch, in which a record has
-        # moved to a cluster that was read before it came there.
+        held = {cluster: prefix.state for cluster, prefix in prefixes.items()}
+        told = ask(self._store, space.keys, self._settings, parts, prefixes)
+        for cluster, state, first, records in each_tail(told[-1].tails):
+            self.cache.extend(prefixes[CLUSTER.unpack(cluster)[0]], state, first, records)
+        # The last script may have brought a newer epoch than one before it saw, in which a record
+        # has moved; or nothing, of a cluster whose records were too many.
+        newer = {name for name, prefix in prefixes.items() if not prefix.covers(held[name])}
+        lacking: list[set[int]] = []
+        for part, each in zip(parts, told, strict=True):
+            saw = {CLUSTER.unpack(name)[0]: state for name, state, _, _ in each_tail(each.tails)}
+            gaps = {cluster for cluster in saw if not prefixes[cluster].covers(saw[cluster])}
+            lacking += [gaps | (newer - saw.keys())] * len(part)
+        replies = [reply for each in told for reply in each.replies]
         return [
             Routed(
                 arrival,
@@ -114,10 +115,10 @@ class Placing:
                 route,
                 reply,
                 [prefixes[cluster] for cluster in route.clusters],
-                all(seen[cluster] == prefixes[cluster].epoch for cluster in route.clusters),
+                not gaps or gaps.isdisjoint(route.clusters),
             )
-            for arrival, vector, route, reply, seen in zip(
-                arrivals, vectors, routes, replies, epochs, strict=True
+            for arrival, vector, route, reply, gaps in zip(
+                arrivals, vectors, routes, replies, lacking, strict=True
             )
         ]
 

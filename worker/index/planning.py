@@ -78,19 +78,24 @@ class Plan:
 
 def attracted(table: Table, contents: Contents, fresh: list[int]) -> Plan | None:
     """What leaves a cluster for new ones beside it; None when nothing does."""
-    if contents.cluster not in table:
-        return None
-    near = inner(directions_of(contents.vectors), table.directions_of([contents.cluster, *fresh]))
+    among = [contents.cluster, *fresh]
+    with table.steady():
+        if not all(cluster in table for cluster in among):
+            return None
+        directions = table.directions_of(among)
+    near = inner(directions_of(contents.vectors), directions)
     near[:, 0] += NEARER
     return _leaving(contents, np.array([0, *fresh])[near.argmax(axis=1)])
 
 
 def strays(table: Table, contents: Contents) -> Plan | None:
     """What leaves a cluster for any others that are nearer; None when all is where it belongs."""
-    if contents.cluster not in table:
-        return None
-    homes, near = table.nearest(contents.vectors, without=contents.cluster)
-    own = inner(directions_of(contents.vectors), table.directions_of([contents.cluster]))[:, 0]
+    with table.steady():
+        if contents.cluster not in table:
+            return None
+        homes, near = table.nearest(contents.vectors, without=contents.cluster)
+        direction = table.directions_of([contents.cluster])
+    own = inner(directions_of(contents.vectors), direction)[:, 0]
     return _leaving(contents, np.where(near > own + NEARER, homes, 0))
 
 

@@ -66,18 +66,18 @@ end
 
 local records = read_records(cluster, 0, state.length)
 local leaving = {}
-for index = 0, state.length - 1 do
-  local record = string.sub(records, index * RECORD + 1, (index + 1) * RECORD)
+for index = 0, (retire and state.length or planned) - 1 do
   local target = index < planned and string.byte(ARGV[7], index + 1) or 0
-  local sequence = struct.unpack('<I8', record)
-  if sequence > 0 then
-    if index >= planned and retire then target = nearest(string.sub(record, 9)) end
-    if target > 0 then
+  if target > 0 or retire then
+    local record = string.sub(records, index * RECORD + 1, (index + 1) * RECORD)
+    local sequence = struct.unpack('<I8', record)
+    if sequence > 0 then
+      if index >= planned then target = nearest(string.sub(record, 9)) end
+      -- A living record the plan has no place for.
+      if target == 0 then return {'changed'} end
       local output = outputs[target]
       output.records[#output.records + 1] = record
       leaving[#leaving + 1] = {index = index, sequence = sequence, output = output}
-    elseif retire then
-      return {'changed'}  -- a living record the plan has no place for
     end
   end
 end
@@ -98,13 +98,14 @@ for _, output in ipairs(outputs) do
   end
   output.where = struct.pack('>I2', 0) .. output.id
 end
+local nothing = string.rep('\0', RECORD)
 for _, moved in ipairs(leaving) do
   local key, first = record_key(moved.sequence), field(moved.sequence, 0)
   local image = redis.call('HGET', key, first)
   redis.call('HSET', key, first, string.sub(image, 1, WHERE - 1) .. moved.output.where)
   if not retire then
     redis.call('SETRANGE', chunk_key(cluster, math.floor(moved.index / CHUNK)),
-      moved.index % CHUNK * RECORD, string.rep('\0', RECORD))
+      moved.index % CHUNK * RECORD, nothing)
   end
 end
 for _, output in ipairs(outputs) do

@@ -95,8 +95,13 @@ class Maintainer:
         return read
 
     def _plan(self, space: Space, contents: Contents) -> "Plan | None":
-        state, limit = contents.state, self._settings.cluster_limit
         space.table.refresh()
+        # A worker places in one thread and looks after its clusters in another.
+        with space.table.steady():
+            return self._plan_steadily(space, contents)
+
+    def _plan_steadily(self, space: Space, contents: Contents) -> "Plan | None":
+        state, limit = contents.state, self._settings.cluster_limit
         if contents.cluster not in space.table:
             return None
         if state.live < limit // 8:
