@@ -18,6 +18,8 @@ SLACK = 1e-5
 """Coarse similarities are float32; whatever lies this close to a decision is computed exactly."""
 NOTHING = -1e9
 """Below every product there can be."""
+TOGETHER = 256
+"""Queries compared at once: the products of more would not stay in the processor's cache."""
 SHARED = 4
 """Queries that look into a cluster, on average, from which a product for each cluster pays."""
 
@@ -60,8 +62,14 @@ class Candidates(NamedTuple):
 
 def compare(queries: Sequence[Query], threshold: float, matches: int) -> list[Found]:
     """Compare each query with its prefixes."""
-    if not queries:
-        return []
+    return [
+        found
+        for at in range(0, len(queries), TOGETHER)
+        for found in _compare(queries[at : at + TOGETHER], threshold, matches)
+    ]
+
+
+def _compare(queries: Sequence[Query], threshold: float, matches: int) -> list[Found]:
     asked = np.stack([query.vector for query in queries])
     lengths = np.sqrt(squared_norms(asked)).tolist()
     sharing = _sharing(queries)
