@@ -64,12 +64,19 @@ local function nearest(vector)
   return best_at or 1
 end
 
-local records = read_records(cluster, 0, state.length)
+-- All records where all of them leave; a few are read one by one.
+local records = retire and read_records(cluster, 0, state.length)
+
+local function record_at(index)
+  if records then return string.sub(records, index * RECORD + 1, (index + 1) * RECORD) end
+  return read_records(cluster, index, index + 1)
+end
+
 local leaving = {}
 for index = 0, (retire and state.length or planned) - 1 do
   local target = index < planned and string.byte(ARGV[7], index + 1) or 0
   if target > 0 or retire then
-    local record = string.sub(records, index * RECORD + 1, (index + 1) * RECORD)
+    local record = record_at(index)
     local sequence = struct.unpack('<I8', record)
     if sequence > 0 then
       if index >= planned then target = nearest(string.sub(record, 9)) end
