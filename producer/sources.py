@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TextIO
 from urllib.parse import urlsplit
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
-LINK_SCHEMES = ("http", "https", "file")
+LINK_SCHEMES = ("http", "https", "file", "s3")
 
 
 class SourceError(Exception):

@@ -208,7 +208,7 @@ class Settings(KafkaSettings, RedisSettings):
 
     # Fetching
     fetch_schemes: CommaList = Field(
-        (), description="schemes of uris that may be fetched: https,http,file; none by default"
+        (), description="schemes of uris that may be fetched: https,http,file,s3; none by default"
     )
     fetch_hosts: CommaList = Field(
         (),
@@ -218,6 +218,13 @@ class Settings(KafkaSettings, RedisSettings):
     fetch_roots: CommaList = Field((), description="folders that file:// uris may point into")
     fetch_networks: CommaList = Field(
         (), description="non-public networks that may be fetched from, e.g. 10.1.0.0/16"
+    )
+    fetch_buckets: CommaList = Field((), description="buckets that s3:// uris may name")
+    fetch_s3_endpoint: str | None = Field(
+        None, description="url of the service s3:// uris are of (default: AWS)"
+    )
+    fetch_s3_region: str | None = Field(
+        None, description="its region (default: that of the environment or profile)"
     )
     fetch_timeout_seconds: float = Field(
         10.0, gt=0, le=600, description="longest one try of a fetch may take"
@@ -312,7 +319,14 @@ class Settings(KafkaSettings, RedisSettings):
     )
     log_format: Literal["json", "text"] = Field("json", description="shape of a log line")
 
-    @field_validator("fetch_schemes", "fetch_hosts", "fetch_roots", "fetch_networks", mode="before")
+    @field_validator(
+        "fetch_schemes",
+        "fetch_hosts",
+        "fetch_roots",
+        "fetch_networks",
+        "fetch_buckets",
+        mode="before",
+    )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -322,9 +336,9 @@ class Settings(KafkaSettings, RedisSettings):
     @field_validator("fetch_schemes")
     @classmethod
     def _schemes_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = sorted(set(value) - {"http", "https", "file"})
+        unknown = sorted(set(value) - {"http", "https", "file", "s3"})
         if unknown:
-            raise ValueError(f"not http, https or file: {', '.join(unknown)}")
+            raise ValueError(f"not http, https, file or s3: {', '.join(unknown)}")
         return value
 
     @model_validator(mode="after")

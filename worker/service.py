@@ -23,7 +23,8 @@ from worker.loop import Loop
 from worker.messages import MessageLimits
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline, PipelineSettings
-from worker.sources import Fetcher, SourcePolicy
+from worker.source_settings import source_policy
+from worker.sources import Fetcher
 from worker.storage import connect
 from worker.threads import show_name
 
@@ -131,22 +132,6 @@ class Service:
             queue=settings.decode_queue,
         )
 
-    def _fetcher(self) -> Fetcher:
-        settings = self._settings
-        return Fetcher(
-            SourcePolicy(
-                schemes=settings.fetch_schemes,
-                hosts=settings.fetch_hosts,
-                roots=settings.fetch_roots,
-                networks=settings.fetch_networks,
-                max_bytes=settings.max_image_bytes,
-                timeout_seconds=settings.fetch_timeout_seconds,
-                attempts=settings.fetch_attempts,
-                retry_seconds=settings.fetch_retry_seconds,
-                ca_file=str(settings.fetch_ca_file) if settings.fetch_ca_file else None,
-            )
-        )
-
     def _work(self, embedder: Embedder, threshold: float, decoders: DecoderPool) -> int:
         settings = self._settings
         client = self._until_there("redis", lambda: connect(settings))
@@ -157,7 +142,7 @@ class Service:
         )
         # A namespace of another model must stop the worker now, not at its first event.
         self._until_there("redis", lambda: index.open("default"))
-        fetcher = self._fetcher()
+        fetcher = Fetcher(source_policy(settings))
         pipeline = Pipeline(
             index=index,
             embedder=embedder,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from worker.errors import ConfigError
 
-SCHEMES = ("https", "http", "file")
+SCHEMES = ("https", "http", "file", "s3")
 DEFAULT_PORTS = {"https": 443, "http": 80}
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -30,6 +30,9 @@ class SourcePolicy:
     hosts: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()  # folders; a file must lie below one, symbolic links resolved
     networks: tuple[str, ...] = ()
+    buckets: tuple[str, ...] = ()  # of s3
+    s3_endpoint: str | None = None  # of a service other than AWS; None: the region's
+    s3_region: str | None = None  # None: what botocore finds
     max_bytes: int = 20 * 1024 * 1024
     timeout_seconds: float = 10.0  # of one try, from name look-up to the last byte
     attempts: int = 3
@@ -41,6 +44,8 @@ class SourcePolicy:
         for scheme in self.schemes:
             if scheme not in SCHEMES:
                 raise ConfigError(f"fetch_schemes: {scheme!r} is not one of {', '.join(SCHEMES)}")
+        if "s3" in self.schemes and not self.buckets:
+            raise ConfigError("fetch_buckets: s3 may fetch nothing unless buckets are named")
         for root in self.roots:
             if not Path(root).is_absolute() or not Path(root).is_dir():
                 raise ConfigError(f"fetch_roots: {root!r} is not the absolute path of a folder")

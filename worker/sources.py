@@ -1,8 +1,7 @@
 """From an event's uri to the bytes of its image, guarded.
 
 Owns the choice of source, the tries and the pauses between them, and how a uri may be shown.
-Knows nothing of images, events or Kafka. There is no s3 scheme: a pre-signed https link of an
-allowed host does the same without a second set of credentials in the worker.
+Knows nothing of images, events or Kafka.
 """
 
 import random
@@ -13,6 +12,7 @@ from worker.errors import EventError, InfrastructureError, Reason
 from worker.source_file import FileSource
 from worker.source_http import HttpSource
 from worker.source_policy import Deadline, SourcePolicy, Unavailable
+from worker.source_s3 import S3Source
 
 __all__ = ["Fetcher", "SourcePolicy", "redact"]
 
@@ -31,16 +31,19 @@ class Fetcher:
         self._policy = policy
         self._http = HttpSource(policy)
         self._file = FileSource(policy)
+        self._s3 = S3Source(policy) if "s3" in policy.schemes else None
         self._closed = threading.Event()
         self._random = random.Random()
 
     def fetch(self, uri: str) -> bytes:
-        """The bytes at `uri`, at most `max_bytes`.
+        """Return the bytes at `uri`, at most `max_bytes`.
 
         Raises EventError: blocked_source, source_gone, source_denied, source_unavailable,
         too_large, unsupported_format (a content encoding). Raises InfrastructureError when
-        closed, when a root folder is gone, or when this process is out of descriptors.
+        closed, when a root folder is gone, when nothing can be signed for s3, or when this process
+        is out of descriptors.
         """
+        self._check_open()
         if not uri.isascii() and any("\ud800" <= each <= "\udfff" for each in uri):
             raise EventError(Reason.BLOCKED_SOURCE, "the uri is malformed")  # JSON may hold these
         scheme = uri.partition(":")[0].lower()
@@ -65,11 +68,14 @@ class Fetcher:
         """Stop: fetches under way and later ones end with InfrastructureError."""
         self._closed.set()
         self._http.close()
+        if self._s3:
+            self._s3.close()
 
     def _once(self, scheme: str, uri: str) -> bytes:
         if scheme == "file":
             return self._file.get(uri)
-        return self._http.get(uri, Deadline(self._policy.timeout_seconds))
+        source = self._s3 if scheme == "s3" and self._s3 else self._http
+        return source.get(uri, Deadline(self._policy.timeout_seconds))
 
     def _pause(self, tries: int, retry_after: float | None) -> float:
         """Seconds: a random part of a doubling bound, on top of what the source asked for."""

@@ -148,7 +148,7 @@ def test_a_json_line_without_an_id_gets_the_one_of_its_link() -> None:
         b"{}",
         b'{"image_id":7,"uri":"https://h.example/a"}',
         b'{"image_id":"a","uri":7}',
-        b'{"image_id":"a","uri":"s3://bucket/a"}',
+        b'{"image_id":"a","uri":"gopher://host/a"}',
         b'{"image_id":""}',
         b"[" * 100_000,
         b'{"image_id":"' + b"a" * MAX_LINE_BYTES + b'"}',

