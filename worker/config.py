@@ -263,7 +263,7 @@ class Settings(KafkaSettings, RedisSettings):
         128, ge=0, le=65_536, description="most clusters looked into for an image; 0: all"
     )
     probe_margin: float = Field(
-        0.16,
+        0.18,
         ge=0,
         le=2,
         description="clusters this much less similar than the nearest are left out",

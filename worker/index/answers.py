@@ -33,7 +33,7 @@ class IndexSettings:
     """Records in a cluster from which it is due for a split."""
     probes: int = 128
     """Clusters looked into for one image at most; 0 means all of them."""
-    probe_margin: float = 0.16
+    probe_margin: float = 0.18
     """A cluster whose centroid is less similar than the nearest one's by more is left out."""
     least_probes: int = 4
     """Clusters looked into however far away they are, where there are so many."""
