@@ -16,6 +16,7 @@ from kafka import KafkaProducer
 from tests.bench.rig import PARTITIONS, Rig, inline_events
 from tests.stream.harness import Event
 
+LEAST_EVENTS = 30  # of a second each, at the lowest load: fewer say nothing of the slowest
 LATE_SECONDS = 60.0  # wait for the last verdicts
 STAGES = ("recognise", "decode", "embed", "resolve", "publish")
 
@@ -31,8 +32,8 @@ class Latency:
 
 
 def measure(rig: Rig, run: str, files: Sequence[bytes], rate: float, seconds: float) -> Latency:
-    """Publish `rate` events a second for `seconds`, each new in the namespace `run`."""
-    count = max(2, round(rate * seconds))
+    """Publish `rate` events a second for `seconds`, or longer, each new in the namespace `run`."""
+    count = max(LEAST_EVENTS, round(rate * seconds))
     events = inline_events(run, list(islice(cycle(files), count)))
     # Later rounds of the same picture would be exact copies: cheaper than what is to be measured.
     for number, event in enumerate(events):
@@ -41,7 +42,7 @@ def measure(rig: Rig, run: str, files: Sequence[bytes], rate: float, seconds: fl
     sent: dict[str, float] = {}
     publisher = threading.Thread(target=_publish, args=(rig, events, 1 / rate, sent))
     publisher.start()
-    got = _collect(rig, count, seconds + LATE_SECONDS)
+    got = _collect(rig, count, count / rate + LATE_SECONDS)
     publisher.join()
     waits = np.array([got[key] - at for key, at in sent.items()])
     return Latency(
