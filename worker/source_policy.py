@@ -4,6 +4,7 @@ Owns the policy, its validation, and the words sources share. Opens nothing.
 """
 
 import ipaddress
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from worker.errors import ConfigError
 
 SCHEMES = ("https", "http", "file", "s3")
 DEFAULT_PORTS = {"https": 443, "http": 80}
+_BUCKET = re.compile(r"[a-zA-Z0-9._-]{1,255}")  # what botocore signs for, access points aside
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -46,6 +48,9 @@ class SourcePolicy:
                 raise ConfigError(f"fetch_schemes: {scheme!r} is not one of {', '.join(SCHEMES)}")
         if "s3" in self.schemes and not self.buckets:
             raise ConfigError("fetch_buckets: s3 may fetch nothing unless buckets are named")
+        for bucket in self.buckets:
+            if not _BUCKET.fullmatch(bucket):
+                raise ConfigError(f"fetch_buckets: {bucket!r} is not the name of a bucket")
         for root in self.roots:
             if not Path(root).is_absolute() or not Path(root).is_dir():
                 raise ConfigError(f"fetch_roots: {root!r} is not the absolute path of a folder")

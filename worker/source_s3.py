@@ -39,8 +39,6 @@ class S3Source:
 
     def get(self, uri: str, deadline: Deadline) -> bytes:
         """One try. Raises as `HttpSource.get`; InfrastructureError when nothing can be signed."""
-        from botocore.exceptions import BotoCoreError
-
         bucket, _, key = uri[len("s3:") :].removeprefix("//").partition("/")
         if bucket not in self._buckets:
             raise EventError(Reason.BLOCKED_SOURCE, f"bucket {bucket[:63]!r} is not allowed")
@@ -51,7 +49,7 @@ class S3Source:
             link = self._client.generate_presigned_url(
                 "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=self._expires
             )
-        except BotoCoreError as error:  # a role that cannot be taken just now, say
+        except _faults() as error:  # a role that cannot be taken just now, say
             raise InfrastructureError(f"s3: no signature ({type(error).__name__})") from error
         return self._http.get(link, deadline)
 
@@ -64,7 +62,6 @@ def _client(policy: SourcePolicy) -> "BaseClient":
     try:
         import botocore.session
         from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
     except ImportError as error:
         raise ConfigError(
             "fetch_schemes: s3 needs botocore: pip install 'image-dedup-stream[s3]'"
@@ -77,7 +74,7 @@ def _client(policy: SourcePolicy) -> "BaseClient":
         client = session.create_client(
             "s3", region_name=policy.s3_region, endpoint_url=policy.s3_endpoint, config=config
         )
-    except (BotoCoreError, ValueError) as error:
+    except _faults() as error:
         raise ConfigError(f"fetch_schemes: s3: {error}") from error
     if credentials is None:
         raise ConfigError(
@@ -85,3 +82,14 @@ def _client(policy: SourcePolicy) -> "BaseClient":
             " a profile or a role"
         )
     return client
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What botocore's providers of credentials let out, beside its own errors.
+
+    Those of the service that gives roles (ClientError); of a program's output (ValueError); of
+    files and programs that are gone (OSError); credentials renewed that are over (RuntimeError).
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return BotoCoreError, ClientError, ValueError, OSError, RuntimeError

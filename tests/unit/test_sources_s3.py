@@ -1,10 +1,12 @@
 """Images in S3: a real server that checks signatures (rclone), and one that plays tricks."""
 
 import contextlib
+import http.server
 import logging
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,9 @@ import pytest
 
 from deploy.process import ChildProcess, Deadline, free_port
 from tests.unit.trick_server import BODY, PATIENCE, TrickServer, answer
+from worker.config import Settings
 from worker.errors import ConfigError, EventError, InfrastructureError, Reason
+from worker.source_settings import source_policy
 from worker.sources import Fetcher, SourcePolicy, redact
 
 KEY_ID, SECRET = "AKTESTTESTTESTTEST", "not/very+secret"
@@ -121,7 +125,9 @@ def test_a_wrong_secret_is_denied_and_nothing_is_shown(
     error = refusal(fetcher(endpoint), uri)
     assert error.reason is Reason.SOURCE_DENIED
     shown = f"{error} {error.detail} {redact(uri)}" + "".join(
-        record.getMessage() for record in caplog.records if record.name.startswith("worker")
+        record.getMessage()
+        for record in caplog.records  # those that `worker.logs.configure` lets through at debug
+        if record.name.startswith("worker") or record.levelno >= logging.WARNING
     )
     assert not any(each in shown for each in (wrong, KEY_ID, "Signature", "X-Amz"))
 
@@ -196,6 +202,21 @@ def test_without_credentials_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> 
         fetcher("http://127.0.0.1:1")
 
 
+def test_a_bucket_has_the_name_of_one() -> None:
+    with pytest.raises(ConfigError, match="fetch_buckets"):
+        SourcePolicy(("s3",), buckets=("my bucket",))
+
+
+def test_the_settings_of_a_worker_reach_it(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEDUP_FETCH_SCHEMES", "s3")
+    monkeypatch.setenv("DEDUP_FETCH_BUCKETS", f"others,{BUCKET}")
+    monkeypatch.setenv("DEDUP_FETCH_NETWORKS", ",".join(LOOPBACK))
+    monkeypatch.setenv("DEDUP_FETCH_S3_ENDPOINT", endpoint)
+    monkeypatch.setenv("DEDUP_FETCH_S3_REGION", "eu-central-1")
+    source = Fetcher(source_policy(Settings()))
+    assert source.fetch(f"s3://{BUCKET}/some/cat.jpg") == BODY
+
+
 @pytest.mark.parametrize("wrong", ["nonsense", "ftp://127.0.0.1", "http://"])
 def test_an_endpoint_is_a_url(wrong: str) -> None:
     with pytest.raises(ConfigError, match="s3"):
@@ -208,23 +229,65 @@ def test_without_botocore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
         fetcher("http://127.0.0.1:1")
 
 
-def test_credentials_that_cannot_be_had_just_now_are_a_pause(
-    endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A profile whose program prints credentials that have ended, and then fails."""
-    program, once = tmp_path / "give", tmp_path / "once"
-    ended = '"AccessKeyId": "A", "SecretAccessKey": "B", "Expiration": "2020-01-01T00:00:00Z"'
-    program.write_text(
-        f"#!/bin/sh\n[ -e {once} ] && exit 1\ntouch {once}\necho '{{\"Version\": 1, {ended}}}'\n"
-    )
-    program.chmod(0o755)
-    (tmp_path / "config").write_text(f"[profile mine]\ncredential_process = {program}\n")
+ENDED = (
+    '{"Version": 1, "AccessKeyId": "A", "SecretAccessKey": "B",'
+    ' "Expiration": "2020-01-01T00:00:00Z"}'
+)
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A service of roles that gives none."""
+
+    def do_POST(self) -> None:
+        body = b"<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>"
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(403)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave it to the next in botocore's chain."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+
+@pytest.mark.parametrize("then", ["exit 1", f"echo '{ENDED}'", "echo nonsense", "rm $0"])
+def test_credentials_that_cannot_be_had_just_now_are_a_pause(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, then: str
+) -> None:
+    """A profile whose program prints credentials that have ended, and then no better ones."""
+    program, once = tmp_path / "give", tmp_path / "once"
+    program.write_text(f"#!/bin/sh\n[ -e {once} ] && {{ {then}; exit; }}\n")
+    with program.open("a") as script:
+        script.write(f"touch {once}\necho '{ENDED}'\n")
+    program.chmod(0o755)
+    (tmp_path / "config").write_text(f"[profile mine]\ncredential_process = {program}\n")
+    without_keys(monkeypatch)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_PROFILE", "mine")
-    with pytest.raises(InfrastructureError, match="no signature"):
+    source = fetcher(endpoint)
+    for _ in range(2):
+        with pytest.raises(InfrastructureError, match="no signature"):
+            source.fetch(f"s3://{BUCKET}/some/cat.jpg")
+
+
+def test_a_role_that_is_refused_is_a_pause(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "token").write_text("a token of some service")
+    without_keys(monkeypatch)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{server.server_port}")
+    with pytest.raises(InfrastructureError, match="ClientError"):
         fetcher(endpoint).fetch(f"s3://{BUCKET}/some/cat.jpg")
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_closed_source_fetches_no_more(endpoint: str) -> None:
