@@ -4,6 +4,7 @@ Owns the order of starting (health first, so that a worker that waits can be see
 stopping. The work itself is `pipeline` and `loop`.
 """
 
+import gc
 import logging
 from collections.abc import Callable
 from threading import Event, Thread
@@ -172,6 +173,10 @@ class Service:
             Thread(target=work, name=work.__name__.strip("_"), daemon=True)
             for work in (self._watch, self._maintain)
         ]
+        # What torch and the others have made so far lives as long as the worker: walking all of it
+        # now and then, as the collector would, stops every thread for some 140 ms.
+        gc.collect()
+        gc.freeze()
         for thread in threads:
             thread.start()
         try:
