@@ -130,9 +130,14 @@ class TransactionalPublisher:
             producer = self._producer
             producer.begin_transaction()
             futures = [send(producer, message) for message in messages]
-            self._watched(
-                lambda: producer.send_offsets_to_transaction(structs(offsets), membership)
-            )
+            try:
+                self._watched(
+                    lambda: producer.send_offsets_to_transaction(structs(offsets), membership)
+                )
+            except KafkaError:
+                # Where a message has failed already, this says no more than that one has.
+                acknowledged(producer, futures, self._timeout)
+                raise
             # The commit would wait for them, too, but not say what was wrong with one.
             acknowledged(producer, futures, self._timeout)
             self._on_step("transacted")

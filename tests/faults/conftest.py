@@ -1,7 +1,7 @@
 """Workers for fault tests, on the shared servers or on ones that are the test's own."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,22 @@ class WorkerOf:
         self._folder = folder
         self._stack = stack
 
-    def __call__(self, kafka: KafkaServer, topics: Topics, **settings: object) -> Worker:
+    def __call__(
+        self,
+        kafka: KafkaServer,
+        topics: Topics,
+        *,
+        command: Sequence[str] = ("-m", "worker"),
+        **settings: object,
+    ) -> Worker:
         log = self._folder / f"worker-{uuid.uuid4().hex[:4]}.log"
         wanted: dict[str, Any] = {
             "session_timeout_seconds": SESSION_SECONDS,
             **SETTINGS,
             **settings,
         }
-        worker = Worker(kafka.bootstrap, self._redis.url, topics, log, **wanted)
+        worker = Worker(kafka.bootstrap, self._redis.url, topics, log, command=command, **wanted)
+        self._stack.callback(worker.print_log)
         return self._stack.enter_context(worker).wait_ready()
 
 

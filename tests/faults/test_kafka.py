@@ -1,6 +1,7 @@
 """Kafka restarted, killed, frozen, cut off or refusing; and workers replaced one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient
@@ -21,6 +22,8 @@ FAMILIES = 20
 WORKERS = 3
 SECONDS = 600
 SMALL, LARGE = 2_000, 10_000_000
+WORKER = ("-m", "worker")
+LATE = (str(Path(__file__).with_name("late_worker.py")),)
 
 
 @pytest.fixture(params=["tansu", pytest.param("apache", marks=APACHE)])
@@ -87,13 +90,21 @@ def test_a_broker_is_restarted_killed_and_frozen(
 
 
 @pytest.mark.apache_kafka
-@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+@pytest.mark.parametrize(
+    ("delivery", "command"),
+    [("at-least-once", WORKER), ("exactly-once", WORKER), ("exactly-once", LATE)],
+    ids=["at-least-once", "exactly-once", "exactly-once-late"],
+)
 def test_a_dead_letter_topic_that_refuses_pauses_the_stream(
-    apache_kafka: LocalApacheKafka, redis_server: LocalRedis, worker_of: WorkerOf, delivery: str
+    apache_kafka: LocalApacheKafka,
+    redis_server: LocalRedis,
+    worker_of: WorkerOf,
+    delivery: str,
+    command: Sequence[str],
 ) -> None:
     kafka, topics = apache_kafka, fresh(apache_kafka)
     limit(kafka, topics.dead_letters, SMALL)
-    worker = worker_of(kafka, topics, delivery=delivery)
+    worker = worker_of(kafka, topics, delivery=delivery, command=command)
     with Oracle(kafka.bootstrap, topics, redis_server, delivery=delivery) as oracle:
         bad: list[Event] = [inline("no-image", b"x" * SMALL, partition=0)]
         oracle.publish([*families(FAMILIES), *bad, *families(FAMILIES, first=FAMILIES)])
@@ -115,7 +126,7 @@ def limit(kafka: LocalApacheKafka, topic: str, size: int) -> None:
     """Set the largest message a topic takes."""
     resource = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})
     with KafkaAdminClient(bootstrap_servers=kafka.bootstrap) as admin:
-        admin.alter_configs([resource])
+        assert admin.alter_configs([resource]) == {"topic": {topic: "OK"}}
 
 
 @deliveries(APACHE)  # on Tansu, too, as in test_clocks

@@ -30,6 +30,7 @@ def start_worker(
             bootstrap = settings.pop("bootstrap_servers", kafka_server.bootstrap)
             redis_url = settings.pop("redis_url", redis_server.url)
             worker = Worker(bootstrap, redis_url, topics, log, **settings)
+            stack.callback(worker.print_log)
             return stack.enter_context(worker)
 
         yield start

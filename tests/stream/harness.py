@@ -94,7 +94,11 @@ class Worker:
     ) -> None:
         self.kill()
         if error is not None:
-            print(f"--- {self.log.name}\n{self.log.read_text()[-20_000:]}")
+            self.print_log()
+
+    def print_log(self) -> None:
+        """Print the end of the log; in a fixture, for there pytest keeps it for failures."""
+        print(f"--- {self.log.name}\n{self.log.read_text()[-20_000:]}")
 
     def start(self) -> None:
         """Start, appending to the same log."""
