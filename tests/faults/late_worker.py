@@ -1,4 +1,4 @@
-"""A worker that comes to the offsets of a transaction when what is wrong with its messages is known."""
+"""A worker that comes to the offsets of a transaction once its messages have failed already."""
 
 import sys
 import time
