@@ -44,7 +44,8 @@ def usage(pids: Iterable[int]) -> Usage:
                 rss += child.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
-    return Usage(cpu, rss)
+    # The kernel counts in hundredths: rounding takes away what adding them as floats left.
+    return Usage(Counter({name: round(seconds, 2) for name, seconds in cpu.items()}), rss)
 
 
 def _by_thread(process: psutil.Process) -> Counter[str]:

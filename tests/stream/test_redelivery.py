@@ -140,7 +140,7 @@ def test_the_verdicts_equal_a_clean_runs(kafka_server: LocalKafka, tmp_path: Pat
         assert {kind for kind, _ in expected.values()} == {"unique", "duplicate", "exact"}
         faulty = Run(kafka_server, stack, tmp_path)
         found = faulty_outcome(faulty, events)
-        redelivered = sum(w.metric("dedup_redeliveries_total") for w in faulty.workers)
+        redelivered = sum(w.wait_ready().metric("dedup_redeliveries_total") for w in faulty.workers)
     assert found == expected
     assert len(found) == len(events)
     assert redelivered >= len(events)
