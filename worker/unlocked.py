@@ -33,11 +33,13 @@ class Unlocked:
             library = _library(package)
             create = library.AOTInductorModelContainerCreateWithDevice
             self._run = library.AOTInductorModelContainerRun
+            self._delete = library.aoti_torch_delete_tensor_object  # torch's, which it depends on
         except (OSError, AttributeError, ValueError) as error:
             raise CannotUnlock(str(error)) from error
         create.argtypes = [_Handles, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_char_p]
         number = ctypes.c_size_t
         self._run.argtypes = [_Handle, _Handles, number, _Handles, number, _Handle, _Handle]
+        self._delete.argtypes = [_Handle]
         self._container = _Handle()
         if create(ctypes.byref(self._container), 1, b"cpu", None):
             raise CannotUnlock("the container cannot be made")
@@ -52,6 +54,7 @@ class Unlocked:
         result: Tensor = _aoti.alloc_tensor_by_stealing_from_void_ptr(
             self._make(outputs[0], None, None)
         )
+        self._delete(outputs[0])  # in spite of its name, the call above took a share of it
         return result
 
 

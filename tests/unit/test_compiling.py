@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from worker import compiling
-from worker.embedder import Embedder
+from worker.embedder import CHUNK, Embedder
 from worker.images import PREPROCESSING
 from worker.network import TruncatedResNet18
 from worker.unlocked import CannotUnlock, Unlocked
@@ -50,7 +50,9 @@ def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     for package in tmp_path.iterdir():
         unlocked = Unlocked(package)
         for _ in range(3):
-            torch.testing.assert_close(unlocked(example), expected)
+            answer = unlocked(example)
+            torch.testing.assert_close(answer, expected)
+            assert answer._use_count() == 1, "nothing else keeps it from being freed"
     monkeypatch.setattr("worker.compiling.has_compiler", lambda: False)
     linear = torch.nn.Linear(3, 4)
     same = torch.nn.Sequential(linear, torch.nn.ReLU()).eval()
@@ -64,12 +66,23 @@ def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 @needs_compiler
 @pytest.mark.slow
-def test_compiled_agrees_with_eager(weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("threads", "chunks"), [(1, {1, CHUNK}), (2, {1})])
+def test_compiled_agrees_with_eager(
+    weights: Path, tmp_path: Path, threads: int, chunks: set[int]
+) -> None:
+    before = torch.get_num_threads()
     eager = Embedder.load(weights, mode="bf16", device="cpu")
-    compiled = Embedder.load(weights, mode="compiled", device="cpu", compiled=tmp_path)
+    compiled = Embedder.load(
+        weights, mode="compiled", device="cpu", compiled=tmp_path, threads=threads
+    )
     assert compiled.mode == "compiled"
-    pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
-    agreement = (compiled.embed_pixels(pixels) * eager.embed_pixels(pixels)).sum(1)
+    assert compiled.chunk in chunks
+    pixels = np.random.default_rng(0).integers(0, 256, (11, SIZE, SIZE, 3), dtype=np.uint8)
+    together = compiled.embed_pixels(pixels)
+    for at in range(len(pixels)):
+        np.testing.assert_array_equal(compiled.embed_pixels(pixels[at : at + 1])[0], together[at])
+    torch.set_num_threads(before)
+    agreement = (together * eager.embed_pixels(pixels)).sum(1)
     assert agreement.min() > 0.9995
 
 
