@@ -245,10 +245,12 @@ class Reader:
     def __exit__(self, *error: object) -> None:
         self._consumer.close()
 
-    def read(self) -> None:
-        """Take what has arrived."""
-        for partition, messages in self._consumer.poll(timeout_ms=100).items():
+    def read(self) -> int:
+        """Take what has arrived: so many messages."""
+        arrived = self._consumer.poll(timeout_ms=100)
+        for partition, messages in arrived.items():
             self.messages[partition.topic].extend(messages)
+        return sum(map(len, arrived.values()))
 
     def wait(self, done: Callable[[], bool], seconds: float, what: str) -> None:
         """Read until a condition holds; fails the test when it does not come true in time."""

@@ -43,6 +43,7 @@ class Run:
         self.kafka = kafka
         self.topics = Topics(f"i-{own}", f"v-{own}", f"d-{own}", f"g-{own}")
         self.ends: dict[TopicPartition, int] = {}
+        self.published: set[str] = set()
         kafka.create_topics(dict.fromkeys(self.topics[:3], PARTITIONS))
         redis = stack.enter_context(LocalRedis())
         self.workers = [
@@ -74,6 +75,7 @@ class Run:
         """Publish, and remember where each partition ends: Tansu does not say it reliably."""
         for partition, offset in publish(self.kafka.bootstrap, self.topics.images, events):
             self.ends[TopicPartition(self.topics.images, partition)] = offset + 1
+        self.published.update(event.key for event in events)
 
     def finished(self) -> bool:
         """Whether the group has committed everything there is."""
@@ -100,8 +102,15 @@ class Run:
 
     def outcome(self) -> dict[str, tuple[str, str | None]]:
         """What each image was found to be; each must have got one verdict, however often."""
+        verdicts: dict[str, Any] = {}
+
+        def read_to_the_end() -> bool:
+            arrived = self.reader.read()
+            verdicts.update(distinct(self.reader.verdicts(self.topics.verdicts)))
+            return not arrived and set(verdicts) == self.published
+
+        until(read_to_the_end, SECONDS, "a verdict of each image")
         assert self.reader.messages[self.topics.dead_letters] == []
-        verdicts = distinct(self.reader.verdicts(self.topics.verdicts))
         return {name: (v["verdict"], v["duplicate_of"]) for name, v in verdicts.items()}
 
 
