@@ -47,7 +47,10 @@ class TruncatedResNet18(nn.Module):
         """Embed; rows have unit length."""
         direction = nn.functional.normalize(self.pooled(pixels))
         centred = self.centring(direction * DIMENSIONS**0.5)
-        return nn.functional.normalize(centred @ self.get_buffer("whitening"))
+        # A matrix product adds up in another order for another number of rows: summed like this a
+        # picture's vector is the same to the bit, whatever company it is embedded in.
+        whitened = (centred[:, :, None] * self.get_buffer("whitening")).sum(1)
+        return nn.functional.normalize(whitened)
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """Features after pooling, before centring: float32 (n, 128), not negative."""

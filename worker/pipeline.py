@@ -37,7 +37,7 @@ from worker.vectors import quantize
 
 log = logging.getLogger(__name__)
 
-SOON = 8  # pictures embedded before any is handed on, where one alone is as cheap
+SOON = 8  # pictures embedded before any is handed on, where one alone is nearly as cheap
 
 
 class Embeds(Protocol):
@@ -46,7 +46,7 @@ class Embeds(Protocol):
     @property
     def model_id(self) -> str: ...
     @property
-    def chunk(self) -> int: ...
+    def fills(self) -> bool: ...
     def embed_pixels(self, pixels: Pixels) -> NDArray[np.float32]: ...
 
 
@@ -260,7 +260,7 @@ class Pipeline:
     def _embed_stage(self) -> None:
         settings = self._settings
         most, patience = settings.batch_images, settings.batch_wait_seconds
-        if self._embedder.chunk == 1:  # a fuller batch is no cheaper here: `_resolve_stage` waits
+        if not self._embedder.fills:  # a fuller batch is hardly cheaper: `_resolve_stage` waits
             most, patience = min(most, SOON), 0.0
         while jobs := self._decoded.take(most, patience):
             self._embed([job for job in jobs if job.pixels is not None and job.live])
@@ -290,7 +290,7 @@ class Pipeline:
     def _resolve_stage(self) -> None:
         settings = self._settings
         most = settings.batch_images
-        patience = settings.batch_wait_seconds if self._embedder.chunk == 1 else 0.0
+        patience = 0.0 if self._embedder.fills else settings.batch_wait_seconds
 
         def coming() -> int:
             return self._passed_to_decoders - self._passed_embedder
