@@ -28,7 +28,7 @@ from deploy.local import (
 from deploy.process import ChildFailedError, Deadline, free_port
 
 READY_SECONDS = 120.0
-MESSAGE_BYTES = 33 * 1024 * 1024
+MESSAGE_BYTES = 48 * 1024 * 1024
 
 # Quick to start rather than quick at its peak, and small: tests run three beside the workers.
 JVM = (

@@ -144,7 +144,9 @@ def _imagenet() -> weightfile.Weights:
     from torchvision.models import ResNet18_Weights
 
     try:
-        full = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        full = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"torchvision could not fetch the ImageNet weights: {error}") from error
     return from_full_network(full)

@@ -165,7 +165,8 @@ def _check_limits(event: ImageEvent, limits: MessageLimits) -> None:
         raise _bad(f"image_id: {size} bytes, allowed are 1 to {limits.max_id_bytes}")
     if event.attributes is not None:
         try:
-            size = len(json.dumps(event.attributes, ensure_ascii=False).encode())
+            text = json.dumps(event.attributes, ensure_ascii=False, allow_nan=False)
+            size = len(text.encode())
         except (UnicodeEncodeError, RecursionError, ValueError) as error:
             raise _bad(f"attributes: {type(error).__name__}") from None
         if size > limits.max_attributes_bytes:

@@ -17,6 +17,10 @@ from worker.broker import BOOTSTRAP_MS, Consumer, Offsets, connect, structs
 from worker.config import KafkaSettings, Settings
 from worker.errors import InfrastructureError
 
+# A broker may hold larger messages than the worker is set to take, and their dead letters have to
+# get through: all that brokers take, unless told otherwise (socket.request.max.bytes).
+REQUEST_BYTES = 100 * 1024 * 1024 - 1024 * 1024
+HEADERS_BYTES = 65_536  # a dead letter's, at most
 Result = TypeVar("Result")
 
 
@@ -93,6 +97,7 @@ class TransactionalPublisher:
         self._on_step = on_step
         self._timeout = settings.publish_timeout_seconds
         self._producer: KafkaProducer | None = None
+        self._unanswered: Offsets = {}
 
     def _connect(self) -> KafkaProducer:
         timeout_ms = int(self._timeout * 1000)
@@ -125,7 +130,7 @@ class TransactionalPublisher:
         try:
             if self._producer is None:
                 self._producer = self._connect()
-                if self._already_committed(offsets):
+                if self._in_doubt(offsets) and self._already_committed(offsets):
                     return
             producer = self._producer
             producer.begin_transaction()
@@ -141,12 +146,21 @@ class TransactionalPublisher:
             # The commit would wait for them, too, but not say what was wrong with one.
             acknowledged(producer, futures, self._timeout)
             self._on_step("transacted")
+            self._unanswered = dict(offsets)
             self._watched(producer.commit_transaction)
+            self._unanswered = {}
         except (KafkaError, InfrastructureError) as error:
             # An aborted producer keeps stale pending offsets and would send them with its next
             # transaction. A new one with the same id aborts or completes what this one left.
             self.close(0)
             raise InfrastructureError(f"transaction: {error!r}") from error
+
+    def _in_doubt(self, offsets: Offsets) -> bool:
+        """Whether they were to be committed and no answer came.
+
+        Others may lie behind the group's for another reason: they are replayed.
+        """
+        return all(self._unanswered.get(partition) == end for partition, end in offsets.items())
 
     def _already_committed(self, offsets: Offsets) -> bool:
         """Whether the transaction whose answer was lost did commit: its offsets tell."""
@@ -203,8 +217,7 @@ def producer_options(settings: KafkaSettings) -> dict[str, Any]:
         "acks": "all",
         "enable_idempotence": True,
         "allow_auto_create_topics": False,
-        # Room for the headers a dead letter adds to the largest message consumed.
-        "max_request_size": settings.max_message_bytes + 65_536,
+        "max_request_size": max(REQUEST_BYTES, settings.max_message_bytes + HEADERS_BYTES),
         "reconnect_backoff_max_ms": 2_000,
         "bootstrap_timeout_ms": BOOTSTRAP_MS,
         "metrics_enabled": False,

@@ -69,6 +69,7 @@ class Service:
         self._settings = settings
         self._release = release
         self._stopping = Event()
+        self._pipeline: Pipeline | None = None
         self._loop: Loop | None = None
         self._index: Index | None = None
         self._redis_up = self._kafka_up = False
@@ -166,7 +167,7 @@ class Service:
                 settings=settings, pipeline=pipeline, metrics=self.metrics, version=self._release
             ),
         )
-        self._index, self._loop = index, loop
+        self._index, self._pipeline, self._loop = index, pipeline, loop
         if self._stopping.is_set():
             loop.stop()
         threads = [
@@ -213,7 +214,10 @@ class Service:
 
     def _look_at_redis(self) -> None:
         assert self._index is not None
+        assert self._pipeline is not None
         self._index.ping()
+        if trouble := self._pipeline.persist.trouble:  # it answers, but may be full
+            raise InfrastructureError(trouble)
         stats = self._index.stats()
         self.metrics.clusters.set(stats["clusters"])
         self.metrics.cluster_splits.inc(stats["splits"] - self._splits_seen)

@@ -102,9 +102,11 @@ def test_full_it_pauses_the_stream_and_dead_letters_nothing(
             SECONDS,
             "an error that says what is wrong",
         )
+        until(lambda: not worker.get("/readyz").json()["redis"], SECONDS, "not ready")
         assert worker.get("/livez").status_code == 200
         assert worker.metric("dedup_inflight_events") > 0
         client.config_set("maxmemory", "0")
         oracle.wait_until_finished(SECONDS)
         found = oracle.judge()
+    until(worker.ready, SECONDS, "ready again")
     assert len(found) == 2 * FAMILIES * 3

@@ -58,10 +58,16 @@ def refused() -> list[tuple[str, Event]]:
         ("bad_message", Event("r12", b"null")),
         ("bad_message", Event("r13", b'{"schema":1,"image_id":"x","uri":"x","n":NaN}')),
         ("bad_message", inline("r14", picture, attributes="{")),
+        (
+            "bad_message",
+            Event("1e999", b'{"schema":1,"image_id":"x","uri":"x","attributes":{"n":1e999}}'),
+        ),
+        ("bad_message", inline("-1e999", picture, attributes='{"n":-1e999}')),
         ("bad_message", inline("r15", picture, namespace="a b")),
         ("bad_message", inline("r" * 10_240, picture)),
         ("bad_message", inline("", picture)),
         ("unsupported_schema", Event("r17", body(schema=2))),
+        ("too_large", inline("40 MiB", bytes(40 << 20))),  # more than a worker's own limit of 32
         ("blocked_source", by_uri("r18", "https://\u0000/x.jpg")),
         ("blocked_source", by_uri("r19", "https://" + "a" * 100_000)),
     ]

@@ -1,0 +1,82 @@
+"""A publisher finds out whether a transaction committed that nobody answered; of no other."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from kafka import KafkaProducer
+from kafka.errors import KafkaTimeoutError
+
+from deploy.apache_kafka import KafkaServer
+from tests.conftest import Topics
+from tests.stream.harness import Reader
+from tests.stream.member import SECONDS, Member
+from worker import publishing
+from worker.broker import Offsets
+from worker.errors import InfrastructureError
+from worker.publishing import Outgoing, TransactionalPublisher
+
+
+class Unanswered(KafkaProducer):  # type: ignore[misc]
+    """Commits, and does not hear of it."""
+
+    def commit_transaction(self) -> Any:
+        """Raises KafkaTimeoutError."""
+        super().commit_transaction()
+        raise KafkaTimeoutError("no answer")
+
+
+class Stream:
+    """One partition, its group's only member and what that publishes."""
+
+    def __init__(self, kafka: KafkaServer, topics: Topics, stack: ExitStack) -> None:
+        self.topics = topics
+        self.member = Member(kafka, topics)
+        stack.callback(self.member.consumer.close, 2.0)
+        self.member.wait()
+        self.publisher = TransactionalPublisher(
+            self.member.settings, self.member.consumer, f"{topics.group}-0"
+        )
+        stack.callback(self.publisher.close, 2.0)
+        self.reader = stack.enter_context(
+            Reader(kafka.bootstrap, topics.verdicts, isolation="read_committed")
+        )
+
+    def publish(self, text: str, end: int) -> None:
+        """Publish one message and commit that partition 0 is done up to `end`."""
+        offsets: Offsets = {(self.topics.images, 0): end}
+        message = Outgoing(self.topics.verdicts, b"same", text.encode())
+        self.publisher.publish([message], offsets, self.member.consumer.membership())
+
+    def wait_for(self, *texts: str) -> None:
+        """Wait until these can be read, and nothing else."""
+        messages = self.reader.messages[self.topics.verdicts]
+        self.reader.wait(lambda: len(messages) >= len(texts), SECONDS, "committed messages")
+        assert tuple(message.value.decode() for message in messages) == texts
+
+
+@pytest.fixture
+def stream(kafka_server: KafkaServer, topics: Topics) -> Iterator[Stream]:
+    with ExitStack() as stack:
+        yield Stream(kafka_server, topics, stack)
+
+
+def test_a_commit_nobody_answered_is_not_repeated(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "KafkaProducer", Unanswered)
+        with pytest.raises(InfrastructureError, match="no answer"):
+            stream.publish("once", 5)
+    stream.publish("once", 5)
+    stream.publish("another", 6)
+    stream.wait_for("once", "another")
+
+
+def test_what_is_replayed_is_published_again(stream: Stream) -> None:
+    """It lies behind the group's offsets, which exactly-once does not set back."""
+    stream.publish("first", 5)
+    stream.publisher.close(0)  # as after any transaction that failed
+    stream.publish("replayed", 3)
+    stream.wait_for("first", "replayed")
