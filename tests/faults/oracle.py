@@ -15,6 +15,7 @@ Deletes are not replayed: an event of its workloads is an add.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
+from signal import SIGKILL
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,9 @@ from worker.vectors import Vectors, similarity
 
 NAMESPACE = "default"
 MICRO = 1_000_000
-HIDDEN_SECONDS = 120.0
+# How long after its offset was committed an outcome may be seen: as long as it takes to be read, or
+# as an open transaction of a dead worker hides it.
+READ_SECONDS, HIDDEN_SECONDS = 10.0, 120.0
 FED_AT_ONCE = 30
 Place = tuple[int, int]
 """Partition and offset of an event."""
@@ -105,8 +108,8 @@ class Oracle:
         """Rule 5 now; True when everything sent is committed."""
         committed = self.committed()
         passed = {(p, o) for p, o in self.sent if o < committed.get(p, 0)}
-        # An open transaction of a dead worker may still hide what was committed after it.
-        until(lambda: self._read() >= passed, HIDDEN_SECONDS, "outcomes below the offsets")
+        patience = HIDDEN_SECONDS if self._exactly_once else READ_SECONDS
+        until(lambda: self._read() >= passed, patience, "outcomes below the offsets")
         ends = {partition: offset + 1 for partition, offset in sorted(self.sent)}
         return all(committed.get(partition) == end for partition, end in ends.items())
 
@@ -141,6 +144,8 @@ class Oracle:
             return not any(worker.running for worker in workers)
 
         until(dead, seconds, "all dead")
+        ends = [worker.process.returncode for worker in workers if worker.process is not None]
+        assert ends == [-SIGKILL] * len(workers), "died of something else"
 
     def judge(self) -> dict[str, dict[str, Any]]:
         """All rules at the end; the verdicts by image id."""

@@ -10,9 +10,11 @@ import pytest
 from deploy.local import LocalKafka, LocalRedis
 from tests.conftest import Topics
 from tests.faults import oracle as module
-from tests.faults.oracle import Oracle
+from tests.faults.oracle import NAMESPACE, Oracle
 from tests.faults.workload import SETTINGS, families
 from tests.stream.conftest import StartWorker
+from worker.index.keys import Keys
+from worker.index.store import Store
 
 SECONDS = 600
 FAMILIES = 5
@@ -57,6 +59,11 @@ def never_sent(verdicts: Verdicts) -> None:
     verdicts.append({**verdicts[0], "image_id": "stranger", "verdict_id": "stranger's"})
 
 
+def keys(redis: LocalRedis) -> Keys:
+    generation = Store(redis.client()).command("HGET", Keys(NAMESPACE, "").root, "serving")
+    return Keys(NAMESPACE, generation.decode())
+
+
 TAMPERINGS: list[Callable[[Verdicts], None]] = [
     lost,
     twice,
@@ -83,7 +90,7 @@ def test_a_clean_run_passes_and_no_tampered_one(
         oracle.judge()
         monkeypatch.setattr(module, "HIDDEN_SECONDS", 1.0)
         messages = oracle._reader.messages
-        clean = oracle.verdicts()
+        clean, untouched = oracle.verdicts(), messages[topics.verdicts]
         passed = []
         for tamper in TAMPERINGS:
             verdicts: Verdicts = json.loads(json.dumps(clean))
@@ -97,3 +104,14 @@ def test_a_clean_run_passes_and_no_tampered_one(
                 continue
             passed.append(tamper.__name__)
         assert passed == []
+        messages[topics.verdicts] = untouched
+        partition, offset = next(iter(oracle.sent))
+        place = [("dedup-partition", b"%d" % partition), ("dedup-offset", b"%d" % offset)]
+        messages[topics.dead_letters] = [SimpleNamespace(headers=place)]
+        with pytest.raises(AssertionError):  # what has a verdict is a dead letter, too
+            oracle.judge()
+        messages[topics.dead_letters] = []
+        oracle.judge()
+        redis_server.client().set(keys(redis_server).chunk(1, 1), b"x")
+        with pytest.raises(AssertionError):  # a key that is nobody's
+            oracle.judge()

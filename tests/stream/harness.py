@@ -92,7 +92,7 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.kill()
+        self._end()
         if error is not None:
             self.print_log()
 
@@ -155,7 +155,11 @@ class Worker:
         return 0.0
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL. A worker that died before of its own accord fails the test."""
+        assert self.running, f"worker died:\n{self.log.read_text()[-5_000:]}"
+        self._end()
+
+    def _end(self) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
