@@ -14,9 +14,10 @@ from worker.index.answers import Answer, Arrival, IndexSettings
 from worker.index.asking import STALE, Asked, ask, known, runs
 from worker.index.auditing import Audit
 from worker.index.keys import digest
+from worker.index.missing import Missing
 from worker.index.placing import Placing
 from worker.index.recent import Position, Recent, Write
-from worker.index.space import Space, Spaces, open_building, open_space, switch
+from worker.index.space import Space, Spaces, open_building, open_space, serving_keys, switch
 from worker.index.splitting import Maintainer
 from worker.index.store import PIPELINE, Client, Store
 
@@ -185,6 +186,11 @@ class Index:
         """
         spaces = [self._space(namespace)] if namespace else self._spaces.opened()
         return any(self._maintainer.work(space) for space in spaces)
+
+    def missing(self, namespace: str) -> Missing:
+        """Begin to compare what answers now with the generation built: what that one lacks."""
+        built = self._space(namespace).keys
+        return Missing(self._store, serving_keys(self._store, namespace), built)
 
     def switch(self, namespace: str) -> None:
         """Let the generation built answer from now on, in one step; see `space.switch`.

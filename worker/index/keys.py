@@ -50,6 +50,8 @@ CHUNK = 60
 LIVE, COPY, DELETED = 0, 1, 2
 IMAGE = struct.Struct(">B16sIHIHI")
 """An image's record: kind, SHA-256, partition, offset (u48), cluster or original (u48)."""
+REMOVAL = struct.Struct(">IHI")
+"""What follows in the record of a deleted image: partition and offset (u48) of the delete."""
 STATE = struct.Struct(">III")
 CLUSTER = struct.Struct(">I")
 NEVER_READ = STATE.pack(0, 0, 0)

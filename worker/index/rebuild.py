@@ -9,12 +9,11 @@ decoders and the embedder are used as a worker uses them.
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty
-from typing import BinaryIO
 
 from kafka import KafkaConsumer
 from kafka.structs import TopicPartition
@@ -28,6 +27,7 @@ from worker.embedder import Embedder
 from worker.errors import ConfigError, DedupError, EventError
 from worker.images import ImageLimits
 from worker.index.index import Index
+from worker.index.missing import Missing
 from worker.index.settings import index_settings
 from worker.index.space import remove_retired
 from worker.index.store import Store
@@ -44,21 +44,37 @@ NO_PARTITION = 0xFFFF_FFFF
 IN_FLIGHT = 256
 """Events in work at once."""
 POLL_MS = 500
+FAILURES = 10
+"""Failed events told of."""
+
+
+class ImagesMissing(DedupError):
+    """Images that answer, or did until the switch, are not in the generation that was built."""
 
 
 def main(argv: list[str]) -> int:
-    """Rebuild one namespace; exit status 1 when some events could not be decided."""
+    """Rebuild a namespace; exit status 1 when images were missing, and so it did not switch."""
     parser = argparse.ArgumentParser(
         prog="python -m worker rebuild",
         description="Fill a namespace again with another model while the old one answers, from the "
-        "event topic or from a file of events, then switch to it in one step.",
+        "event topic, then switch to it in one step. It does not switch where an image that "
+        "answers now could not be stored again.",
     )
     parser.add_argument("--namespace", default="default", help="which one [default]")
     parser.add_argument(
         "--to-model", required=True, help="weights to fill it with: default, imagenet or a file"
     )
     parser.add_argument(
-        "--events", help="JSON lines of events in their order, or - [the event topic, whole]"
+        "--events",
+        help="JSON lines of events that the topic no longer holds, in their order, or -: they are "
+        "read before the topic",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        type=int,
+        default=0,
+        metavar="N",
+        help="switch although up to N images that answer now could not be stored again [0]",
     )
     config.add_flags(parser, Settings)
     args = parser.parse_args(argv)
@@ -69,62 +85,65 @@ def main(argv: list[str]) -> int:
     index = Index(client, embedder.model_id, index_settings(settings, threshold), building=True)
     index.open(args.namespace)
     with _pipeline(settings, embedder, index) as pipeline:
-        rebuild = Rebuild(pipeline, index, args.namespace, settings)
-        if args.events:
-            rebuild.from_lines(sys.stdin.buffer if args.events == "-" else _opened(args.events))
-        else:
-            rebuild.from_topic()
+        rebuild = Rebuild(pipeline, index, args.namespace, settings, args.allow_missing)
+        try:
+            rebuild.run(_lines(args.events))
+        except ImagesMissing as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        finally:
+            for failure in rebuild.failures:
+                print(failure, file=sys.stderr)
     removed = remove_retired(Store(client), args.namespace)
     print(
         f"{args.namespace}: {rebuild.done} events stored with model {embedder.model_id}, "
         f"{rebuild.failed} failed; switched; {removed} keys of the old generation removed"
     )
-    return 1 if rebuild.failed else 0
+    return 0
 
 
 class Rebuild:
     """Feeds the events of one namespace to a pipeline whose index is the generation built."""
 
     def __init__(
-        self, pipeline: Pipeline, index: Index, namespace: str, settings: Settings
+        self, pipeline: Pipeline, index: Index, namespace: str, settings: Settings, allowed: int
     ) -> None:
+        """`allowed`: how many images may be missing from the generation that is switched to."""
         self._pipeline, self._index = pipeline, index
         self._namespace, self._settings = namespace, settings
+        self._allowed = allowed
         self._limits = MessageLimits(settings.max_id_bytes, settings.max_attributes_bytes)
         self._leases: dict[int, Lease] = {}
         self.done = self.failed = 0
+        self.failures: list[str] = []  # the first of them, in words
 
-    def from_lines(self, lines: Iterable[bytes]) -> None:
-        """Read a file of events, one JSON object a line, and switch."""
-        self.feed(
-            Record("", NO_PARTITION, number, 0, None, line)
-            for number, line in enumerate(lines)
-            if line.strip()
-        )
-        self._index.switch(self._namespace)
+    def run(self, lines: Iterable[bytes]) -> None:
+        """Read JSON events, one a line, and the topic to its end; switch; read to its end then.
 
-    def from_topic(self) -> None:
-        """Read the topic from its start to its end, switch, and read to what is its end then."""
-        consumer = connect_kafka(
-            lambda: KafkaConsumer(
-                **self._settings.client_options(),
-                enable_auto_commit=False,
-                allow_auto_create_topics=False,
-                isolation_level="read_committed",
-                max_partition_fetch_bytes=self._settings.poll_bytes,
-                fetch_max_bytes=self._settings.poll_bytes,
+        Raises ImagesMissing, before the switch or for what came during it.
+        """
+        missing = self._index.missing(self._namespace)
+        with _reading(self._settings) as unread:
+            self.feed(_records(lines))
+            self.feed(unread())
+            # All that is stored now was on the topic before, so then it has been read here, too.
+            stored = missing.stored()
+            self.feed(unread())
+            self._refuse(missing, stored, "not switched: the old generation answers as before")
+            self._index.switch(self._namespace)
+            self.feed(unread())
+        self._refuse(missing, missing.stored(), "switched; these came meanwhile")
+
+    def _refuse(self, missing: Missing, upto: int, state: str) -> None:
+        """Raise ImagesMissing when more than is allowed is missing of what is stored `upto`."""
+        missing.look(upto)
+        if missing.count > self._allowed:
+            raise ImagesMissing(
+                f"{self._namespace}: images that could not be stored again: {missing.count}, such "
+                f"as {', '.join(missing.some)} ({state}). What was built is kept: mend the cause "
+                "and run this command again, with --events for what the topic no longer holds; or "
+                f"give them up with --allow-missing {missing.count}. {self.failed} events failed."
             )
-        )
-        topic = self._settings.topic
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        if not partitions:
-            raise ConfigError(f"topic {topic!r} does not exist")
-        consumer.assign(partitions)
-        consumer.seek_to_beginning(*partitions)
-        self.feed(_until_end(consumer, partitions))
-        self._index.switch(self._namespace)
-        self.feed(_until_end(consumer, partitions))
-        consumer.close()
 
     def feed(self, records: Iterable[Record]) -> None:
         """Pass the namespace's adds and deletes through the pipeline, to the last outcome."""
@@ -155,12 +174,42 @@ class Rebuild:
                 if not self._pipeline.alive():
                     raise DedupError(f"the pipeline died: {self._pipeline.failure}") from None
                 continue
-            failed = sum(isinstance(job.outcome, EventError) for job in jobs)
-            self.failed += failed
-            self.done += len(jobs) - failed
+            failed = [job for job in jobs if isinstance(job.outcome, EventError)]
+            self.failed += len(failed)
+            self.done += len(jobs) - len(failed)
+            for job in failed[: FAILURES - len(self.failures)]:
+                self.failures.append(f"{job.event.image_id if job.event else '?'}: {job.outcome}")
             while self._index.maintain(self._namespace):
                 pass
             return len(jobs)
+
+
+@contextmanager
+def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
+    """Read the event topic from its start: each call answers what was not read, to its end then.
+
+    Raises ConfigError when there is no such topic.
+    """
+    consumer = connect_kafka(
+        lambda: KafkaConsumer(
+            **settings.client_options(),
+            enable_auto_commit=False,
+            allow_auto_create_topics=False,
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=settings.poll_bytes,
+            fetch_max_bytes=settings.poll_bytes,
+        )
+    )
+    topic = settings.topic
+    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+    if not partitions:
+        raise ConfigError(f"topic {topic!r} does not exist")
+    consumer.assign(partitions)
+    consumer.seek_to_beginning(*partitions)
+    try:
+        yield lambda: _until_end(consumer, partitions)
+    finally:
+        consumer.close()
 
 
 def _until_end(consumer: KafkaConsumer, partitions: list[TopicPartition]) -> Iterator[Record]:
@@ -171,11 +220,21 @@ def _until_end(consumer: KafkaConsumer, partitions: list[TopicPartition]) -> Ite
             yield from map(record_of, messages)
 
 
-def _opened(path: str) -> BinaryIO:
+def _lines(events: str | None) -> Iterable[bytes]:
+    if events is None:
+        return ()
+    if events == "-":
+        return sys.stdin.buffer
     try:
-        return Path(path).open("rb")
+        return Path(events).open("rb")
     except OSError as error:
         raise ConfigError(f"--events: {error}") from None
+
+
+def _records(lines: Iterable[bytes]) -> Iterator[Record]:
+    for number, line in enumerate(lines):
+        if line.strip():
+            yield Record("", NO_PARTITION, number, 0, None, line)
 
 
 @contextmanager

@@ -92,6 +92,14 @@ def open_building(store: Store, namespace: str, model_id: str) -> Space:
     return Space(store, Keys(namespace, *(part.decode() for part in generation)))
 
 
+def serving_keys(store: Store, namespace: str) -> Keys:
+    """Return the keys of the generation that answers. Raises ConfigError when there is none."""
+    serving = store.command("HGET", Keys(namespace, "").root, "serving")
+    if serving is None:
+        raise ConfigError(f"namespace {namespace!r} does not exist")
+    return Keys(namespace, serving.decode())
+
+
 def switch(store: Store, space: Space) -> None:
     """Let a built generation answer. Raises ConfigError when another one is being built by now."""
     if store.script("switch", space.keys) != b"switched":

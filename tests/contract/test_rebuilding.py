@@ -1,0 +1,237 @@
+"""Rebuilding a namespace with another model: a second generation, what it lacks, the command."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy.local import LocalKafka, LocalRedis
+from tests.conftest import Topics
+from tests.contract.harness import Bench, earliest_ids, near, vectors
+from tests.stream.harness import Event, by_uri, inline, publish, tombstone
+from worker import __main__ as worker
+from worker.embedder import Embedder
+from worker.errors import ConfigError, ModelMismatch
+from worker.index import Index
+from worker.index.space import remove_retired
+
+Rebuild = Callable[..., int]
+
+
+def building(bench: Bench, model: str = "model-b") -> Index:
+    """An index that fills the next generation."""
+    return Index(bench.connect(), model, bench.settings, building=True)
+
+
+def test_the_old_generation_answers_until_the_switch(bench: Bench) -> None:
+    old, rows = bench.index(), vectors(40)
+    old.place(bench.arrivals("p", rows))
+    new = building(bench)
+    new.place(bench.arrivals("p", near(rows)))
+    answer = old.place([bench.arrival("c", near(rows)[0])])[0]
+    assert (answer.sequence, earliest_ids([answer])) == (41, ["p-0"])
+    new.switch(bench.namespace)
+    new.switch(bench.namespace)
+    with pytest.raises(ModelMismatch, match="model-b"):
+        old.place([bench.arrival("d", near(rows)[1])])
+    serving = bench.index(model="model-b")
+    assert serving.place([bench.arrival("c", near(rows)[0])])[0].sequence == 41
+    bench.assert_whole()
+
+
+def test_an_interrupted_rebuild_goes_on(bench: Bench) -> None:
+    bench.index().open(bench.namespace)
+    arrivals = bench.arrivals("p", vectors(10))
+    first = building(bench).place(arrivals[:5])
+    again = building(bench).place(arrivals)
+    assert [a.sequence for a in again[:5]] == [a.sequence for a in first]
+    assert len(again) == 10
+
+
+def test_a_rebuild_with_a_third_model_replaces_one_begun(bench: Bench) -> None:
+    bench.index().open(bench.namespace)
+    begun = building(bench)
+    begun.place(bench.arrivals("p", vectors(5)))
+    other = building(bench, "model-c")
+    other.place(bench.arrivals("p", vectors(5)))
+    other.switch(bench.namespace)
+    with pytest.raises(ConfigError, match="someone else"):
+        begun.switch(bench.namespace)
+    assert remove_retired(bench.store(), bench.namespace) > 0
+    bench.assert_whole()
+
+
+def test_a_retired_generation_leaves_no_key(bench: Bench) -> None:
+    bench.index().place(bench.arrivals("p", vectors(50)))
+    old = bench.keys()
+    new = building(bench)
+    new.place(bench.arrivals("p", vectors(50)))
+    new.switch(bench.namespace)
+    remove_retired(bench.store(), bench.namespace)
+    assert list(bench.store().pages(old.prefix)) == []
+    assert len(next(iter(bench.store().pages(bench.keys().prefix)))) > 5
+    bench.assert_whole()
+
+
+def test_a_namespace_that_is_not_there_cannot_be_rebuilt(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        building(bench).open(bench.namespace)
+
+
+def test_what_a_generation_lacks_is_told(bench: Bench) -> None:
+    """Living images only, by id and bytes; not those a younger event has replaced or deleted."""
+    old, new, rows = bench.index(), building(bench), vectors(6)
+    names = ("kept", "lost", "changed", "gone", "replaced", "dead")
+    arrivals = {name: bench.arrival(name, row) for name, row in zip(names, rows, strict=True)}
+    old.place(list(arrivals.values()))
+    old.forget(bench.namespace, "dead", (0, 7))
+    changed = bench.arrival("changed", rows[2], bytes="other", position=(0, 3))
+    new.place([arrivals["kept"], changed, arrivals["gone"], arrivals["replaced"]])
+    new.forget(bench.namespace, "gone", (0, 8))
+    new.forget(bench.namespace, "replaced", (0, 9))
+    new.place([bench.arrival("replaced", rows[4], bytes="newer", position=(0, 10))])
+    missing = new.missing(bench.namespace)
+    assert missing.stored() == 6
+    missing.look(2)
+    assert (missing.count, missing.some) == (1, ["lost"])
+    missing.look(6)
+    missing.look(6)
+    assert (missing.count, missing.some) == (2, ["lost", "changed"])
+
+
+def test_what_a_generation_lacks_is_told_of_many(bench: Bench) -> None:
+    old, new, rows = bench.index(), building(bench), vectors(300)
+    arrivals = bench.arrivals("p", rows)
+    old.place(arrivals)
+    new.place([each for at, each in enumerate(arrivals) if at % 3])
+    missing = new.missing(bench.namespace)
+    missing.look(missing.stored())
+    assert (missing.count, missing.some) == (100, [f"p-{at}" for at in range(0, 30, 3)])
+    new.switch(bench.namespace)
+    missing.look(missing.stored())
+    assert missing.count == 100
+    again = building(bench).missing(bench.namespace)
+    again.look(again.stored())
+    assert again.count == 0
+
+
+def picture(seed: int) -> bytes:
+    """A PNG of coloured blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(blocks).resize((200, 200)).save(file, "PNG")
+    return file.getvalue()
+
+
+def stored(bench: Bench, pictures: dict[str, bytes]) -> None:
+    """Images in the generation of another model, of these bytes."""
+    rows = vectors(len(pictures))
+    bench.index(model="old").place(
+        [
+            bench.arrival(name, row, sha256=hashlib.sha256(data).digest())
+            for (name, data), row in zip(pictures.items(), rows, strict=True)
+        ]
+    )
+
+
+@pytest.fixture
+def rebuild(
+    redis_server: LocalRedis, kafka_server: LocalKafka, topics: Topics, tmp_path: Path
+) -> Rebuild:
+    """Publish events, then run the command with these flags; its exit status."""
+
+    def run(events: list[Event], *flags: str) -> int:
+        publish(kafka_server.bootstrap, topics.images, events)
+        command = ["rebuild", "--redis-url", redis_server.url, "--to-model", "default"]
+        command += ["--bootstrap-servers", kafka_server.bootstrap, "--topic", topics.images]
+        command += ["--embed-mode", "fp32", "--decode-processes", "1"]
+        command += ["--fetch-schemes", "file", "--fetch-roots", str(tmp_path), *flags]
+        return worker.main(command)
+
+    return run
+
+
+def names(bench: Bench) -> list[str]:
+    """Ids in the generation that answers, which is the one of the default weights."""
+    serving = bench.index(model=Embedder.load(mode="fp32").model_id)
+    return sorted(serving.names(bench.namespace, range(1, bench.sequences() + 1)).values())
+
+
+def test_rebuild_from_the_topic(
+    redis_server: LocalRedis, rebuild: Rebuild, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Adds, a check, a tombstone and another namespace's, in the order Kafka gave them."""
+    bench = Bench(redis_server.client, "default")
+    stored(bench, {"b": picture(2)})
+    events = [inline("a", picture(1)), inline("b", picture(2)), tombstone("a")]
+    events += [inline("c", picture(3), op="check"), inline("d", picture(4), namespace="other")]
+    assert rebuild(events) == 0
+    assert "3 events stored" in capsys.readouterr().out
+    assert names(bench) == ["a", "b"]
+    bench.assert_whole()
+
+
+def test_a_rebuild_that_would_forget_images_is_refused(
+    redis_server: LocalRedis, rebuild: Rebuild, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was built is kept: once the cause is mended the same command goes on with it."""
+    bench, file = Bench(redis_server.client, "default"), tmp_path / "broken.png"
+    stored(bench, {"a": picture(1), "broken": picture(2)})
+    file.write_bytes(b"nothing")
+    old = bench.keys()
+    assert rebuild([inline("a", picture(1)), by_uri("broken", file.as_uri())]) == 1
+    said = capsys.readouterr().err
+    assert "could not be stored again: 1, such as broken (not switched" in said
+    assert "broken: unsupported_format" in said
+    assert bench.keys() == old
+    assert bench.index(model="old").names("default", [1, 2]) == {1: "a", 2: "broken"}
+    file.write_bytes(picture(2))
+    assert rebuild([]) == 0
+    assert names(bench) == ["a", "broken"]
+    bench.assert_whole()
+
+
+def test_images_may_be_given_up(redis_server: LocalRedis, rebuild: Rebuild) -> None:
+    bench = Bench(redis_server.client, "default")
+    stored(bench, {name: picture(seed) for seed, name in enumerate("abc")})
+    assert rebuild([inline("a", picture(0))], "--allow-missing", "1") == 1
+    assert rebuild([], "--allow-missing", "2") == 0
+    assert names(bench) == ["a"]
+
+
+def test_a_rebuild_from_a_file_goes_on_with_the_topic(
+    redis_server: LocalRedis, rebuild: Rebuild, tmp_path: Path
+) -> None:
+    """What came after the file was written is on the topic: an add, and a delete of what it has."""
+    bench = Bench(redis_server.client, "default")
+    stored(bench, {"a": picture(1), "c": picture(3)})
+    lines = []
+    for seed, name in ((1, "a"), (2, "b")):
+        (tmp_path / name).write_bytes(picture(seed))
+        lines.append({"schema": 1, "image_id": name, "uri": (tmp_path / name).as_uri()})
+    file = tmp_path / "events.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n\n" for line in lines))
+    assert rebuild([tombstone("b"), inline("c", picture(3))], "--events", str(file)) == 0
+    assert names(bench) == ["a", "b", "c"]
+    serving = bench.index(model=Embedder.load(mode="fp32").model_id)
+    deleted = bench.arrival("b", sha256=hashlib.sha256(picture(2)).digest())
+    assert serving.recognise([deleted]) == [None]
+    bench.assert_whole()
+
+
+def test_a_rebuild_needs_its_file_and_its_topic(
+    redis_server: LocalRedis, rebuild: Rebuild, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(redis_server.client, "default")
+    stored(bench, {"a": picture(1)})
+    assert rebuild([], "--events", "/no/such/file") == 2
+    assert rebuild([], "--topic", "nowhere") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --events: [Errno 2] No such file or directory: '/no/such/file'",
+        "error: topic 'nowhere' does not exist",
+    ]
