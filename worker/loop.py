@@ -73,11 +73,16 @@ class Loop:
         self._commit_pending = False
         self._trouble: str | None = None
         self._publisher_failure: BaseException | None = None
+        self._foreign_failure: BaseException | None = None
         self._publisher = Thread(target=self._publish_stage, name="publish", daemon=True)
 
     def stop(self) -> None:
         """Finish what is in flight, commit, leave. Safe in a signal handler."""
         self._stop.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End with what a thread beside the loop died of. Safe from any thread."""
+        self._foreign_failure = error
 
     def live(self) -> bool:
         """Whether the loop turns and every stage lives."""
@@ -91,7 +96,7 @@ class Loop:
     def run(self) -> int:
         """Work until stopped. Returns 0 when everything in flight was finished, 1 otherwise.
 
-        Raises whatever a stage died of.
+        Raises whatever a stage died of, or a thread that told `fail` so.
         """
         self._pipeline.start()
         self._publisher.start()
@@ -144,7 +149,8 @@ class Loop:
             log.warning("the group did not go back yet", extra={"error": str(error)})
 
     def _raise_failures(self) -> None:
-        for failure in (self._pipeline.failure, self._publisher_failure):
+        failures = (self._pipeline.failure, self._publisher_failure, self._foreign_failure)
+        for failure in failures:
             if failure is not None:
                 raise failure
 

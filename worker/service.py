@@ -171,7 +171,7 @@ class Service:
         if self._stopping.is_set():
             loop.stop()
         threads = [
-            Thread(target=work, name=work.__name__.strip("_"), daemon=True)
+            Thread(target=self._guard, args=(work,), name=work.__name__.strip("_"), daemon=True)
             for work in (self._watch, self._maintain)
         ]
         # What torch and the others have made so far lives as long as the worker: walking all of it
@@ -196,9 +196,18 @@ class Service:
                 if self._stopping.wait(START_PAUSE_SECONDS):
                     raise
 
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Do a background thread's work; what it dies of ends the worker, event or none."""
+        assert self._loop is not None
+        show_name()
+        try:
+            work()
+        except BaseException as error:
+            log.exception("background work died", extra={"work": work.__name__.strip("_")})
+            self._loop.fail(error)
+
     def _watch(self) -> None:
         """Keep readiness, lag and the cluster figures current."""
-        show_name()
         while not self._stopping.is_set():
             self._redis_up = self._answers("redis", self._look_at_redis)
             self._kafka_up = self._answers("kafka", self._look_at_kafka)
@@ -241,7 +250,6 @@ class Service:
     def _maintain(self) -> None:
         """Split, merge and compact clusters, a bounded piece at a time, beside the stream."""
         assert self._index is not None
-        show_name()
         auditor = Auditor(self._index, self._settings, self.metrics)
         while not self._stopping.is_set():
             started = monotonic()
