@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +128,11 @@ def picture(seed: int) -> bytes:
     return file.getvalue()
 
 
-def stored(bench: Bench, pictures: dict[str, bytes]) -> None:
+def stored(bench: Bench, pictures: Mapping[str, bytes]) -> None:
     """Images in the generation of another model, of these bytes."""
-    rows = vectors(len(pictures))
-    bench.index(model="old").place(
+    rows, index = vectors(len(pictures)), bench.index(model="old")
+    index.open(bench.namespace)
+    index.place(
         [
             bench.arrival(name, row, sha256=hashlib.sha256(data).digest())
             for (name, data), row in zip(pictures.items(), rows, strict=True)
@@ -202,6 +203,22 @@ def test_images_may_be_given_up(redis_server: LocalRedis, rebuild: Rebuild) -> N
     assert rebuild([inline("a", picture(0))], "--allow-missing", "1") == 1
     assert rebuild([], "--allow-missing", "2") == 0
     assert names(bench) == ["a"]
+
+
+def test_several_namespaces_are_moved_together(
+    redis_server: LocalRedis, rebuild: Rebuild, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of them is switched where one would forget images."""
+    spaces = [Bench(redis_server.client, name) for name in ("default", "one", "two")]
+    for seed, bench in enumerate(spaces[1:]):
+        stored(bench, {"a": picture(seed)})
+    stored(spaces[0], {})
+    flags = [part for bench in spaces for part in ("--namespace", bench.namespace)]
+    assert rebuild([inline("a", picture(0), namespace="one")], *flags) == 1
+    assert "error: two: images" in capsys.readouterr().err
+    assert spaces[1].index(model="old").names("one", [1]) == {1: "a"}
+    assert rebuild([inline("a", picture(1), namespace="two")], *flags) == 0
+    assert [names(bench) for bench in spaces] == [[], ["a"], ["a"]]
 
 
 def test_a_rebuild_from_a_file_goes_on_with_the_topic(

@@ -1,4 +1,4 @@
-"""`python -m worker rebuild`: fill a namespace again with another model, then switch to it.
+"""`python -m worker rebuild`: fill namespaces again with another model, then switch to it.
 
 Owns the second reading of the events. They pass the same pipeline as ever; only its index is the
 generation being built, and nobody is told the verdicts. The order: read everything, switch, read
@@ -9,7 +9,7 @@ decoders and the embedder are used as a worker uses them.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -53,14 +53,18 @@ class ImagesMissing(DedupError):
 
 
 def main(argv: list[str]) -> int:
-    """Rebuild a namespace; exit status 1 when images were missing, and so it did not switch."""
+    """Rebuild namespaces; exit status 1 when images were missing, and so it did not switch."""
     parser = argparse.ArgumentParser(
         prog="python -m worker rebuild",
-        description="Fill a namespace again with another model while the old one answers, from the "
-        "event topic, then switch to it in one step. It does not switch where an image that "
+        description="Fill namespaces again with another model while the old one answers, from the "
+        "event topic, then switch to it in one step each. It does not switch where an image that "
         "answers now could not be stored again.",
     )
-    parser.add_argument("--namespace", default="default", help="which one [default]")
+    parser.add_argument(
+        "--namespace",
+        action="append",
+        help="which one; again for each that the same workers serve [default]",
+    )
     parser.add_argument(
         "--to-model", required=True, help="weights to fill it with: default, imagenet or a file"
     )
@@ -83,9 +87,11 @@ def main(argv: list[str]) -> int:
     client = connect(settings)
     threshold = settings.threshold or embedder.threshold
     index = Index(client, embedder.model_id, index_settings(settings, threshold), building=True)
-    index.open(args.namespace)
+    namespaces = args.namespace or ["default"]
+    for namespace in namespaces:
+        index.open(namespace)
     with _pipeline(settings, embedder, index) as pipeline:
-        rebuild = Rebuild(pipeline, index, args.namespace, settings, args.allow_missing)
+        rebuild = Rebuild(pipeline, index, namespaces, settings, args.allow_missing)
         try:
             rebuild.run(_lines(args.events))
         except ImagesMissing as error:
@@ -94,23 +100,28 @@ def main(argv: list[str]) -> int:
         finally:
             for failure in rebuild.failures:
                 print(failure, file=sys.stderr)
-    removed = remove_retired(Store(client), args.namespace)
+    removed = sum(remove_retired(Store(client), namespace) for namespace in namespaces)
     print(
-        f"{args.namespace}: {rebuild.done} events stored with model {embedder.model_id}, "
+        f"{', '.join(namespaces)}: {rebuild.done} events stored with model {embedder.model_id}, "
         f"{rebuild.failed} failed; switched; {removed} keys of the old generation removed"
     )
     return 0
 
 
 class Rebuild:
-    """Feeds the events of one namespace to a pipeline whose index is the generation built."""
+    """Feeds the events of some namespaces to a pipeline whose index is the generations built."""
 
     def __init__(
-        self, pipeline: Pipeline, index: Index, namespace: str, settings: Settings, allowed: int
+        self,
+        pipeline: Pipeline,
+        index: Index,
+        namespaces: Sequence[str],
+        settings: Settings,
+        allowed: int,
     ) -> None:
-        """`allowed`: how many images may be missing from the generation that is switched to."""
+        """`allowed`: how many images of a namespace may be missing where it is switched."""
         self._pipeline, self._index = pipeline, index
-        self._namespace, self._settings = namespace, settings
+        self._namespaces, self._settings = namespaces, settings
         self._allowed = allowed
         self._limits = MessageLimits(settings.max_id_bytes, settings.max_attributes_bytes)
         self._leases: dict[int, Lease] = {}
@@ -122,31 +133,36 @@ class Rebuild:
 
         Raises ImagesMissing, before the switch or for what came during it.
         """
-        missing = self._index.missing(self._namespace)
+        missing = {namespace: self._index.missing(namespace) for namespace in self._namespaces}
         with _reading(self._settings) as unread:
             self.feed(_records(lines))
             self.feed(unread())
             # All that is stored now was on the topic before, so then it has been read here, too.
-            stored = missing.stored()
+            stored = {namespace: each.stored() for namespace, each in missing.items()}
             self.feed(unread())
-            self._refuse(missing, stored, "not switched: the old generation answers as before")
-            self._index.switch(self._namespace)
+            for namespace, upto in stored.items():
+                self._refuse(
+                    missing[namespace], namespace, upto, "not switched: what answered goes on"
+                )
+            for namespace in self._namespaces:
+                self._index.switch(namespace)
             self.feed(unread())
-        self._refuse(missing, missing.stored(), "switched; these came meanwhile")
+        for namespace, each in missing.items():
+            self._refuse(each, namespace, each.stored(), "switched; these came meanwhile")
 
-    def _refuse(self, missing: Missing, upto: int, state: str) -> None:
+    def _refuse(self, missing: Missing, namespace: str, upto: int, state: str) -> None:
         """Raise ImagesMissing when more than is allowed is missing of what is stored `upto`."""
         missing.look(upto)
         if missing.count > self._allowed:
             raise ImagesMissing(
-                f"{self._namespace}: images that could not be stored again: {missing.count}, such "
-                f"as {', '.join(missing.some)} ({state}). What was built is kept: mend the cause "
+                f"{namespace}: images that could not be stored again: {missing.count}, such as "
+                f"{', '.join(missing.some)} ({state}). What was built is kept: mend the cause "
                 "and run this command again, with --events for what the topic no longer holds; or "
                 f"give them up with --allow-missing {missing.count}. {self.failed} events failed."
             )
 
     def feed(self, records: Iterable[Record]) -> None:
-        """Pass the namespace's adds and deletes through the pipeline, to the last outcome."""
+        """Pass the namespaces' adds and deletes through the pipeline, to the last outcome."""
         waiting = 0
         for record in records:
             if self._is_wanted(record):
@@ -163,7 +179,7 @@ class Rebuild:
             event = parse(record, self._limits)
         except EventError:
             return False  # it has its dead letter since it was first read
-        return event.namespace == self._namespace and event.op is not Op.CHECK
+        return event.namespace in self._namespaces and event.op is not Op.CHECK
 
     def _take(self) -> int:
         """Wait for finished jobs; answers how many."""
@@ -179,7 +195,8 @@ class Rebuild:
             self.done += len(jobs) - len(failed)
             for job in failed[: FAILURES - len(self.failures)]:
                 self.failures.append(f"{job.event.image_id if job.event else '?'}: {job.outcome}")
-            while self._index.maintain(self._namespace):
+            touched = {job.event.namespace for job in jobs if job.event}
+            while any(self._index.maintain(namespace) for namespace in touched):
                 pass
             return len(jobs)
 
