@@ -81,7 +81,8 @@ class Metrics:
         self.clusters = self._gauge("clusters", "Clusters of all namespaces this worker follows")
         self.cluster_splits = self._counter("cluster_splits", "Clusters split by this worker")
         self.audit_recall = self._gauge(
-            "audit_recall_ratio", "Matches the index found of those brute force finds; sampled"
+            "audit_recall_ratio",
+            "Sampled images whose match the index finds, of those with one; namespace audited last",
         )
         self.audit_recall.set(math.nan)  # not measured yet is not zero
 

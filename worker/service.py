@@ -7,6 +7,7 @@ stopping. The work itself is `pipeline` and `loop`.
 import gc
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from threading import Event, Thread
 from time import monotonic
 from typing import TypeVar
@@ -18,7 +19,7 @@ from worker.errors import InfrastructureError
 from worker.health import HealthServer
 from worker.images import ImageLimits
 from worker.index import Index
-from worker.index.auditing import Audit
+from worker.index.auditing import Audit, AuditResult
 from worker.index.settings import index_settings
 from worker.loop import Loop
 from worker.messages import MessageLimits
@@ -38,28 +39,36 @@ START_PAUSE_SECONDS = 1.0  # between two tries of a service that is not there ye
 
 
 class Auditor:
-    """Audits the default namespace now and then, a bounded step at a time."""
+    """Audits the open namespaces in turn, one after each pause, a bounded step at a time."""
 
     def __init__(self, index: Index, settings: Settings, metrics: Metrics) -> None:
         self._index = index
         self._settings = settings
         self._metrics = metrics
         self._due = monotonic() + settings.audit_pause_seconds
+        self._namespace = ""  # the one audited now, or last
         self._audit: Audit | None = None
 
     def step(self) -> None:
         """Do some of the audit under way, or begin one that is due. Raises InfrastructureError."""
-        images = self._settings.audit_images
         if self._audit is None:
-            if not images or monotonic() < self._due:
-                return
-            self._audit = self._index.audit("default", images)
-        result = self._audit.step()
-        if result is not None:
+            self._audit = self._begin()
+        elif (result := self._audit.step()) is not None:
             self._audit = None
             self._due = monotonic() + self._settings.audit_pause_seconds
+            self._tell(result)
+
+    def _begin(self) -> Audit | None:
+        images, names = self._settings.audit_images, sorted(self._index.namespaces())
+        if not images or not names or monotonic() < self._due:
+            return None
+        self._namespace = next((name for name in names if name > self._namespace), names[0])
+        return self._index.audit(self._namespace, images)
+
+    def _tell(self, result: AuditResult) -> None:
+        if result.duplicates:
             self._metrics.audit_recall.set(result.recall)
-            log.info("audited", extra={"sampled": result.sampled, "recall": result.recall})
+        log.info("audited", extra={"namespace": self._namespace, **asdict(result)})
 
 
 class Service:

@@ -1,16 +1,26 @@
 """The commands around the index: audit, fsck."""
 
+import math
 import uuid
 from collections.abc import Callable
+from random import Random
 
+import numpy as np
 import pytest
 
 from deploy.local import LocalRedis
 from tests.contract.harness import Bench, near, place_all, vectors
 from worker import __main__ as worker
+from worker import service
+from worker.config import Settings
+from worker.errors import InfrastructureError
+from worker.index import Index
+from worker.index.auditing import Audit
 from worker.index.fsck import CLUSTERS, check
 from worker.index.keys import Keys
 from worker.index.store import PIPELINE, Store
+from worker.metrics import Metrics
+from worker.service import Auditor
 
 
 def test_an_audit_finds_what_probing_misses(bench: Bench) -> None:
@@ -33,7 +43,67 @@ def test_an_audit_finds_what_probing_misses(bench: Bench) -> None:
 
 def test_an_audit_of_nothing_has_nothing_to_find(bench: Bench) -> None:
     index = bench.index()
-    assert index.audit(bench.namespace, 10).run().recall == 1.0
+    assert math.isnan(index.audit(bench.namespace, 10).run().recall)
+    place_all(index, bench.arrivals("p", vectors(10)))
+    result = index.audit(bench.namespace, 10).run()
+    assert (result.sampled > 0, result.duplicates) == (True, 0)
+    assert math.isnan(result.recall)
+
+
+def test_an_audit_samples_old_and_young_images_alike(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.randbelow", Random(0).randrange)
+    index = bench.index()
+    place_all(index, bench.arrivals("p", vectors(400)))
+    drawn = [index.audit(bench.namespace, 10)._sequences for _ in range(30)]
+    assert {len(each) for each in drawn} == {10}
+    assert 180 < np.concatenate(drawn).mean() < 220
+
+
+def test_an_audit_that_was_interrupted_leaves_nothing_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, rows = bench.index(), vectors(20)
+    place_all(index, [*bench.arrivals("p", rows), *bench.arrivals("c", near(rows))])
+    audit = index.audit(bench.namespace, 40)
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "command", away)
+        broken.setattr(Store, "commands", away)
+        with pytest.raises(InfrastructureError):
+            audit.step()
+    assert audit.run().duplicates > 10
+
+
+def away(*arguments: object) -> None:
+    """A server that does not answer."""
+    raise InfrastructureError("away")
+
+
+def test_namespaces_are_audited_in_turn_after_a_pause_each(
+    single: LocalRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gauge is not a number until something was there to find."""
+    clock = [0.0]
+    monkeypatch.setattr(service, "monotonic", lambda: clock[0])
+    first, second = (Bench(single.client, f"{name}-{uuid.uuid4().hex}") for name in "ab")
+    index, rows, metrics = first.index(), vectors(20), Metrics()
+    place_all(index, first.arrivals("p", rows))
+    place_all(index, [*second.arrivals("p", rows), *second.arrivals("c", near(rows))])
+    auditor = Auditor(index, Settings(audit_images=100, audit_pause_seconds=10), metrics)
+    audited: list[str] = []
+    recalls: list[float] = []
+
+    def audit(namespace: str, sample: int) -> Audit:
+        audited.append(namespace)
+        return Index.audit(index, namespace, sample)
+
+    monkeypatch.setattr(index, "audit", audit)
+    for clock[0] in range(35):
+        auditor.step()
+        recalls.append(metrics.audit_recall._value.get())
+    assert audited == [first.namespace, second.namespace, first.namespace]
+    assert list(dict.fromkeys(map(str, recalls))) == ["nan", "1.0"]
 
 
 @pytest.mark.parametrize(

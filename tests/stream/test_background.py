@@ -1,8 +1,14 @@
 """What a worker does beside the stream, in threads of their own, and how it ends when one dies."""
 
+import math
+
+import numpy as np
+
 from deploy.local import LocalRedis
-from tests.contract.harness import Bench
+from tests.contract.harness import Bench, near, place_all, vectors
 from tests.stream.conftest import StartWorker
+from tests.stream.harness import until
+from worker.embedder import Embedder
 from worker.index import Index
 
 END_SECONDS = 60.0
@@ -32,3 +38,30 @@ def test_a_background_thread_that_dies_ends_an_idle_worker(
     assert worker.process is not None
     assert worker.process.wait(END_SECONDS) == 1
     assert "worker died" in [line["message"] for line in worker.lines()]
+
+
+def turn_away(bench: Bench) -> None:
+    """Let every other cluster point the wrong way: what it holds is out of reach for routing."""
+    store, keys = bench.store(), bench.keys()
+    table = store.command("HGETALL", keys.centroids)
+    for cluster in sorted(table)[::2]:
+        centroid = (-np.frombuffer(table[cluster], np.int8)).tobytes()
+        version = store.command("HINCRBY", keys.meta, "version", 1)
+        store.command("HSET", keys.centroids, cluster, centroid)
+        entry = ("retired", b"", "added", cluster + centroid)
+        store.command("XADD", keys.log, f"{version}-1", *entry)
+
+
+def test_an_audit_tells_of_records_out_of_reach(
+    redis_server: LocalRedis, start_worker: StartWorker
+) -> None:
+    name = "dedup_audit_recall_ratio"
+    worker = start_worker(threshold=0.8, audit_images=1000, audit_pause_seconds=1).wait_ready()
+    assert math.isnan(worker.metric(name))
+    bench, rows = Bench(redis_server.client, "default"), vectors(300)
+    index = bench.index(model=Embedder.load(mode="fp32").model_id)
+    place_all(index, [*bench.arrivals("p", rows), *bench.arrivals("c", near(rows))])
+    until(lambda: worker.metric(name) == 1.0, END_SECONDS, "an audit that finds all")
+    turn_away(bench)
+    until(lambda: worker.metric(name) < 0.8, END_SECONDS, "an audit that finds less")
+    assert worker.running

@@ -45,4 +45,4 @@ def main(argv: list[str]) -> int:
         f"{result.duplicates} repeat an earlier one; the index finds {result.found}: "
         f"recall {result.recall:.4f}"
     )
-    return 0 if result.recall >= args.at_least else 1
+    return 1 if result.recall < args.at_least else 0  # NaN, nothing to find, is not below

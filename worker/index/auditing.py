@@ -4,6 +4,7 @@ Owns the comparison of a sample with every vector of its namespace, one bounded 
 image counts as found when some earlier image at the threshold lies in a cluster it would probe.
 """
 
+import math
 import secrets
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ STEP = 32
 """Clusters read in one step: some 1 MB."""
 TRIES = 4
 """Images drawn for one wanted: deleted ones and exact copies have no vector."""
+NOTHING = np.zeros(0, LAYOUT)
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class AuditResult:
 
     @property
     def recall(self) -> float:
-        """Share of the duplicates found; 1 when there was none to find."""
-        return self.found / self.duplicates if self.duplicates else 1.0
+        """Share of the duplicates found; NaN when there was none to find."""
+        return self.found / self.duplicates if self.duplicates else math.nan
 
 
 class Audit:
@@ -58,10 +60,10 @@ class Audit:
 
     def step(self) -> AuditResult | None:
         """Compare with some more clusters; the result once all are done."""
-        part, self._clusters = self._clusters[:STEP], self._clusters[STEP:]
-        for cluster, records in self._read(part):
+        for cluster, records in self._read(self._clusters[:STEP]):
             if len(self._sequences) and len(records):
                 self._compare(cluster, records)
+        self._clusters = self._clusters[STEP:]
         if self._clusters:
             return None
         return AuditResult(
@@ -86,25 +88,26 @@ class Audit:
         """Vectors of randomly drawn images, found where their records say they are."""
         keys = self._space.keys
         last = int(self._store.command("HGET", keys.meta, "sequence") or 0)
-        drawn = {1 + secrets.randbelow(last) for _ in range(TRIES * sample)} if last else set()
-        wanted = sorted(drawn)
-        fields = [keys.record(sequence) for sequence in wanted]
+        # In the order drawn: sorted, the first of them would be the oldest.
+        drawn = dict.fromkeys(
+            1 + secrets.randbelow(last) for _ in range(TRIES * sample if last else 0)
+        )
+        fields = [keys.record(sequence) for sequence in drawn]
         records = self._store.commands([("HGET", key, first) for key, first in fields])
-        homes: dict[int, list[int]] = {}
-        for sequence, record in zip(wanted, records, strict=True):
-            home = home_of(record) if record else None
-            if home is not None:
-                homes.setdefault(home, []).append(sequence)
-        chosen = list(homes.items())[:sample]
-        found: list[tuple[int, Vectors]] = []
-        for cluster, stored in self._read([cluster for cluster, _ in chosen]):
-            for sequence in homes[cluster]:
-                here = np.flatnonzero(stored["sequence"] == sequence)
-                if len(here) and len(found) < sample:
-                    found.append((sequence, stored["vector"][here[0]]))
-        sequences = np.array([sequence for sequence, _ in found], np.uint64)
-        vectors = [vector for _, vector in found] or [np.zeros((0, DIMENSIONS), np.int8)]
-        return sequences, np.stack(vectors) if found else vectors[0]
+        homes = {
+            sequence: home
+            for sequence, record in zip(drawn, records, strict=True)
+            if record and (home := home_of(record)) is not None
+        }
+        chosen = list(homes)[:sample]
+        stored = dict(self._read(sorted({homes[sequence] for sequence in chosen})))
+        found: dict[int, Vectors] = {}
+        for sequence in chosen:
+            here = stored.get(homes[sequence], NOTHING)
+            for at in np.flatnonzero(here["sequence"] == sequence):
+                found[sequence] = here["vector"][at]
+        rows = np.array(list(found.values()), np.int8).reshape(-1, DIMENSIONS)
+        return np.array(list(found), np.uint64), rows
 
     def _read(self, clusters: list[int]) -> list[tuple[int, npt.NDArray[np.void]]]:
         held = [(CLUSTER.pack(cluster), NEVER_READ) for cluster in clusters]

@@ -203,6 +203,10 @@ class Index:
             raise ConfigError("Redis has lost some of what was stored: run the rebuild again")
         switch(self._store, built)
 
+    def namespaces(self) -> list[str]:
+        """Return the namespaces that are open now."""
+        return [space.keys.namespace for space in self._spaces.opened()]
+
     def audit(self, namespace: str, sample: int) -> Audit:
         """Begin an audit of `sample` images against brute force; `step` it to its end."""
         return Audit(self._store, self._space(namespace), self._settings, sample)
