@@ -1,7 +1,8 @@
 """`python -m worker fsck`: check every invariant of the index.
 
-Owns the list of what must hold in Redis, checked page by page. It reads only. It must not know how
-the index came to be what it is.
+Owns the list of what must hold in Redis, checked page by page. It reads only. Beside workers a pass
+sees changes half done: what it finds counts once other passes have found it, too, so its words say
+nothing that goes on changing. It must not know how the index came to be what it is.
 """
 
 import argparse
@@ -13,10 +14,8 @@ import numpy.typing as npt
 
 from worker import config
 from worker.index.cache import LAYOUT
+from worker.index.centroid_log import replay
 from worker.index.keys import (
-    ADDED,
-    CENTROID,
-    CHUNK,
     CLUSTER,
     COPY,
     IMAGE,
@@ -32,12 +31,18 @@ from worker.index.keys import (
     digest,
 )
 from worker.index.store import Store
+from worker.index.strays import strays
 from worker.storage import connect
 
 PAGE = 128
 """Buckets checked at once: up to 4,096 images, some MB."""
 CLUSTERS = 32
 """Clusters read at once: 1 MB where they are as large as they should be."""
+
+PASSES = 3
+"""A finding is reported when each of so many passes has it."""
+UNKNOWN = 255
+"""Kind of a sequence whose record was not found."""
 
 Named = list[tuple[int, bytes]]
 """Sequences and something of each."""
@@ -49,13 +54,19 @@ class Check:
     def __init__(self, store: Store, keys: Keys) -> None:
         self._store, self._keys = store, keys
         self.problems: list[str] = []
-        self.last = int(store.command("HGET", keys.meta, "sequence") or 0)
+        self._later: dict[str, int] = {}  # problems, unless their sequence is handed out by now
+        self._version = int(store.command("HGET", keys.meta, "version") or 0)
+        self.last = self._sequence()
         self.states = {
             CLUSTER.unpack(cluster)[0]: State.unpack(state)
             for cluster, state in store.command("HGETALL", keys.clusters).items()
         }
-        # For every sequence: the cluster its vector was found in.
+        # For every sequence: the cluster its vector was found in, the kind of its record, and the
+        # ends of the digests of its bytes and its id.
         self._found: npt.NDArray[np.uint32] = np.zeros(self.last + 1, np.uint32)
+        self._kinds: npt.NDArray[np.uint8] = np.full(self.last + 1, UNKNOWN, np.uint8)
+        self._shas: npt.NDArray[np.uint32] = np.zeros(self.last + 1, np.uint32)
+        self._ids: npt.NDArray[np.uint32] = np.zeros(self.last + 1, np.uint32)
 
     def run(self) -> list[str]:
         """Check everything; answers the problems."""
@@ -66,85 +77,63 @@ class Check:
         for first in range(0, self.last + 1, SPAN * PAGE):
             self._check_images(first)
         self._check_lookups()
+        self._check_keys()
+        last = self._sequence()
+        self.problems += [problem for problem, each in self._later.items() if each > last]
         return self.problems
 
     def _say(self, problem: str) -> None:
         self.problems.append(problem)
+
+    def _sequence(self) -> int:
+        return int(self._store.command("HGET", self._keys.meta, "sequence") or 0)
 
     def _check_centroids(self) -> None:
         table = {
             CLUSTER.unpack(cluster)[0]: centroid
             for cluster, centroid in self._store.command("HGETALL", self._keys.centroids).items()
         }
-        if table.keys() != self.states.keys():
-            self._say(f"clusters without a state or centroid: {table.keys() ^ self.states.keys()}")
-        version = self._check_log(table)
-        if version != int(self._store.command("HGET", self._keys.meta, "version") or 0):
-            self._say(f"the log ends at version {version}, the counter does not")
         due = {CLUSTER.unpack(c)[0] for c in self._store.command("SMEMBERS", self._keys.due)}
-        if due - self.states.keys():
-            self._say(f"retired clusters are due: {due - self.states.keys()}")
-
-    def _check_log(self, table: dict[int, bytes]) -> int:
-        """Replay the log, or what is left of it, against the table; answers its version."""
-        added: dict[int, bytes] = {}
-        retired: set[int] = set()
-        version, whole = 0, True
-        while entries := self._store.command(
-            "XRANGE", self._keys.log, f"({version}-1", "+", "COUNT", 1000
-        ):
-            for name, fields in entries:
-                current = int(name.split(b"-")[0])
-                whole &= current == version + 1
-                version = current
-                for (cluster,) in CLUSTER.iter_unpack(fields[b"retired"]):
-                    retired.add(cluster)
-                    added.pop(cluster, None)
-                for at in range(0, len(fields[b"added"]), ADDED):
-                    entry = fields[b"added"][at : at + ADDED]
-                    added[CLUSTER.unpack_from(entry)[0]] = entry[-CENTROID:]
+        log = replay(self._store, self._keys, self._version)
+        counted = int(self._store.command("HGET", self._keys.meta, "version") or 0)
+        if not self._version <= log.version <= counted:
+            self._say("the log ends at another version than the counter says")
+        for cluster in (table.keys() ^ self.states.keys()) - log.lately:
+            self._say(f"cluster {cluster} is without a state or centroid")
+        for cluster in due - self.states.keys() - log.lately:
+            self._say(f"cluster {cluster} is retired, and upkeep is due")
+        table = {c: centroid for c, centroid in table.items() if c not in log.lately}
+        added = {c: centroid for c, centroid in log.added.items() if c not in log.lately}
         # Where old entries are trimmed, the table may hold clusters that are older than the log.
-        held = table if whole else {c: table[c] for c in added.keys() & table.keys()}
-        if held != added or retired & table.keys():
+        held = table if log.whole else {c: table[c] for c in added.keys() & table.keys()}
+        if held != added or log.retired & table.keys():
             self._say("the centroid table is not what its log says")
-        return version
 
     def _check_clusters(self, clusters: list[int]) -> None:
-        keys = self._keys
-        raws = list(
-            self._store.read_clusters(
-                keys, [(CLUSTER.pack(cluster), NEVER_READ) for cluster in clusters]
-            )
-        )
-        ends = [(cluster, -(-self.states[cluster].length // CHUNK)) for cluster in clusters]
-        beyond = self._store.commands([("EXISTS", keys.chunk(*end)) for end in ends])
-        for cluster, raw, more in zip(clusters, raws, beyond, strict=True):
-            if more:
-                self._say(f"cluster {cluster} has a chunk beyond its length")
-            self._check_cluster(cluster, self.states[cluster], raw)
+        held = [(CLUSTER.pack(cluster), NEVER_READ) for cluster in clusters]
+        raws = self._store.read_clusters(self._keys, held)
+        for cluster, raw in zip(clusters, raws, strict=True):
+            if raw is not None:  # else it was retired since the pass began
+                self._check_cluster(cluster, State.unpack(raw[0]), raw[2])
 
-    def _check_cluster(
-        self, cluster: int, state: State, raw: tuple[bytes, int, bytes] | None
-    ) -> None:
-        if raw is None or raw[0] != state.pack():
-            self._say(f"cluster {cluster} changed while it was read")
+    def _check_cluster(self, cluster: int, state: State, packed: bytes) -> None:
+        if len(packed) != state.length * RECORD:
+            self._say(f"cluster {cluster} has not as many records as it says")
             return
-        if len(raw[2]) != state.length * RECORD:
-            self._say(f"cluster {cluster} has {len(raw[2]) / RECORD} of {state.length} records")
-            return
-        records = np.frombuffer(raw[2], LAYOUT)
+        records = np.frombuffer(packed, LAYOUT)
         sequences = records["sequence"][records["sequence"] > 0]
         if len(sequences) != state.live:
-            self._say(f"cluster {cluster} has {len(sequences)} living records, says {state.live}")
+            self._say(f"cluster {cluster} has not as many living records as it says")
         if len(np.unique(sequences)) != len(sequences):
             self._say(f"cluster {cluster} holds a sequence twice")
-        if len(sequences) and int(sequences.max()) > self.last:
-            self._say(f"cluster {cluster} holds a sequence never handed out")
-            return
         if records["vector"][records["sequence"] == 0].any():
             self._say(f"cluster {cluster} keeps the vector of a deleted image")
-        if self._found[sequences].any():
-            self._say(f"cluster {cluster} holds a vector that another one holds, too")
+        if len(sequences) and (highest := int(sequences.max())) > self.last:
+            self._later[f"cluster {cluster} holds a sequence never handed out"] = highest
+        sequences = sequences[sequences <= self.last]
+        for sequence in sequences[self._found[sequences] > 0]:
+            other = self._found[sequence]
+            self._say(f"cluster {cluster} holds sequence {sequence}, which is in {other}, too")
         self._found[sequences] = cluster
 
     def _check_images(self, first: int) -> None:
@@ -159,21 +148,33 @@ class Check:
                 sequence = bucket * SPAN + offset
                 if not 0 < sequence <= self.last:
                     continue
-                record, name = (fields.get(b"%d" % (offset * 4 + which)) for which in (0, 1))
+                record, name, *_ = (fields.pop(b"%d" % (offset * 4 + at), None) for at in range(4))
                 if record is None or name is None:
                     self._say(f"sequence {sequence} has no {'record' if record is None else 'id'}")
                 if record is not None and name is not None:
                     records.append((sequence, record))
                 if name is not None:
                     names.append((sequence, name))
+            self._check_rest(bucket, fields)
         self._check_records(records)
         self._check_names(names)
+
+    def _check_rest(self, bucket: int, fields: dict[bytes, bytes]) -> None:
+        """Fields that are of no sequence handed out; at the end they may be of the next ones."""
+        for name in fields:
+            at = int(name) // 4 if name.isdigit() else SPAN
+            problem = f"bucket {bucket} of records has a field {name!r} of no sequence"
+            if at < SPAN and (sequence := bucket * SPAN + at) > 0:
+                self._later[problem] = sequence
+            else:
+                self._say(problem)
 
     def _check_records(self, records: Named) -> None:
         originals: Named = []
         copies: Named = []
         for sequence, packed in records:
             kind, sha, _, _, _, _, home = IMAGE.unpack_from(packed)
+            self._kinds[sequence], self._shas[sequence] = kind, _end(sha)
             found = int(self._found[sequence])
             if kind == LIVE:
                 originals.append((sequence, sha))
@@ -195,7 +196,9 @@ class Check:
 
     def _check_names(self, names: Named) -> None:
         """Each id leads to its last sequence, and from there back to all it had before."""
-        latest = self._lookup("id:", [digest(name.decode()) for _, name in names])
+        digests = [digest(name.decode()) for _, name in names]
+        self._ids[[sequence for sequence, _ in names]] = [_end(each) for each in digests]
+        latest = self._lookup("id:", digests)
         waiting = [(sequence, at) for (sequence, _), at in zip(names, latest, strict=True)]
         while waiting:
             on_the_way: list[tuple[int, int]] = []
@@ -213,8 +216,9 @@ class Check:
             ]
 
     def _lookup(self, kind: str, fields: list[bytes]) -> list[int | None]:
+        last = self._sequence()  # the buckets grow beside workers
         values = self._store.commands(
-            [("HGET", self._keys.lookup(kind, field, self.last), field) for field in fields]
+            [("HGET", self._keys.lookup(kind, field, last), field) for field in fields]
         )
         return [int(value) if value else None for value in values]
 
@@ -222,11 +226,44 @@ class Check:
         for kind in ("id:", "sha:"):
             for page in self._pages(kind):
                 for bucket, entries in page:
-                    for field, value in entries.items():
-                        if self._keys.lookup(kind, field, self.last) != bucket:
+                    for name, value in entries.items():
+                        if self._keys.lookup(kind, name, self.last) != bucket:
                             self._say(f"{bucket} holds an entry of another bucket")
-                        if not 0 < int(value) <= self.last:
-                            self._say(f"{bucket} leads to sequence {int(value)}")
+                        self._check_entry(kind, bucket, name, int(value))
+
+    def _check_entry(self, kind: str, bucket: str, name: bytes, sequence: int) -> None:
+        problem = f"{bucket} leads to sequence {sequence}"
+        if sequence > self.last:
+            self._later[problem] = sequence
+        elif sequence < 1:
+            self._say(problem)
+        elif kind == "id:" and self._ids[sequence] != _end(name):
+            self._say(f"{problem}, which has another id")
+        elif kind == "sha:" and not self._is(LIVE, sequence, name):
+            self._say(f"{problem}, which is no living original of these bytes")
+
+    def _is(self, kind: int, sequence: int, sha: bytes) -> bool:
+        return bool(self._kinds[sequence] == kind and self._shas[sequence] == _end(sha))
+
+    def _check_keys(self) -> None:
+        lists = f"{self._keys.prefix}copies:".encode()
+        for page in self._store.pages(self._keys.prefix):
+            for name in strays(self._store, self._keys, page):
+                self._say(f"{name.decode(errors='replace')} belongs to nothing that is stored")
+            self._check_copies(
+                [(name, name[len(lists) :]) for name in page if name.startswith(lists)]
+            )
+
+    def _check_copies(self, lists: list[tuple[bytes, bytes]]) -> None:
+        """Each list of copies, named by their bytes, holds only those."""
+        replies = self._store.commands([("ZRANGE", name, 0, -1) for name, _ in lists])
+        for (_, sha), members in zip(lists, replies, strict=True):
+            for sequence in map(int, members):
+                problem = f"sequence {sequence} is listed as a copy of bytes it has not"
+                if sequence > self.last:
+                    self._later[problem] = sequence
+                elif not self._is(COPY, sequence, sha):
+                    self._say(problem)
 
     def _pages(self, kind: str) -> Iterator[list[tuple[str, dict[bytes, bytes]]]]:
         count = self.last // LOAD + 1
@@ -238,23 +275,34 @@ class Check:
             yield list(zip(names, replies, strict=True))
 
 
-def check(store: Store, namespace: str) -> list[str]:
-    """Check the generation of a namespace that answers; [] when everything holds.
+def _end(sha: bytes) -> int:
+    """The last four bytes: enough to tell entries apart that are wrong by accident."""
+    return int.from_bytes(sha[-4:], "big")
 
-    On a namespace in use what is found may be a change in progress: then it is looked at again.
+
+def check(store: Store, namespace: str) -> list[str]:
+    """Check what answers and what is being built; [] when everything holds.
+
+    On a namespace in use one pass may find changes in progress: only what all passes find counts.
     """
+    found = _findings(store, namespace)
+    for _ in range(PASSES - 1):
+        if found:
+            again = set(_findings(store, namespace))
+            found = [each for each in found if each in again]
+    return found
+
+
+def _findings(store: Store, namespace: str) -> list[str]:
     root = Keys(namespace, "").root
-    for _ in range(3):
-        serving = store.command("HGET", root, "serving")
-        if serving is None:
-            return [f"namespace {namespace!r} does not exist"]
-        keys = Keys(namespace, serving.decode())
-        before = store.command("HGETALL", keys.meta), store.command("HGETALL", keys.clusters)
-        problems = Check(store, keys).run()
-        after = store.command("HGETALL", keys.meta), store.command("HGETALL", keys.clusters)
-        if not problems or before == after:
-            break
-    return problems
+    serving, building = store.command("HMGET", root, "serving", "building")
+    if serving is None:
+        return [f"namespace {namespace!r} does not exist"]
+    found = Check(store, Keys(namespace, serving.decode())).run()
+    if building is not None:
+        keys = Keys(namespace, building.decode())
+        found += [f"being built: {problem}" for problem in Check(store, keys).run()]
+    return found
 
 
 def main(argv: list[str]) -> int:
