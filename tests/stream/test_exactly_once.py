@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaProducer
 
 from deploy.apache_kafka import LocalApacheKafka
 from deploy.local import LocalRedis
@@ -142,6 +143,25 @@ def test_a_sleeper_that_wakes_in_time_commits_and_nobody_repeats_it(run: Run) ->
     heir = run.worker()
     until(lambda: owns_everything(heir), SECONDS, "the heir owns every partition")
     wake(sleeper)
+    run.oracle.wait_until_finished(SECONDS)
+    run.oracle.judge()
+
+
+def test_events_of_an_aborted_transaction_are_none(
+    run: Run, kafka_server: LocalApacheKafka, topics: Topics
+) -> None:
+    producer = KafkaProducer(
+        bootstrap_servers=kafka_server.bootstrap, transactional_id=f"{topics.group}-shop"
+    )
+    producer.init_transactions()
+    producer.begin_transaction()
+    for event in families(2, first=FAMILIES):
+        producer.send(topics.images, event.value, key=event.key.encode(), headers=event.headers)
+    producer.flush()
+    producer.abort_transaction()
+    producer.close()
+    run.worker()
+    run.oracle.publish(families(2))
     run.oracle.wait_until_finished(SECONDS)
     run.oracle.judge()
 

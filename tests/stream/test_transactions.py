@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from threading import Event
 from typing import Any
 
 import pytest
@@ -25,6 +26,14 @@ class Unanswered(KafkaProducer):  # type: ignore[misc]
         """Raises KafkaTimeoutError."""
         super().commit_transaction()
         raise KafkaTimeoutError("no answer")
+
+
+class Hanging(KafkaProducer):  # type: ignore[misc]
+    """Never comes back from a commit, nor begins one."""
+
+    def commit_transaction(self) -> Any:
+        """Wait."""
+        Event().wait()
 
 
 class Stream:
@@ -72,6 +81,24 @@ def test_a_commit_nobody_answered_is_not_repeated(
     stream.publish("once", 5)
     stream.publish("another", 6)
     stream.wait_for("once", "another")
+
+
+@pytest.mark.parametrize(  # Tansu shows what was never committed
+    "kafka_server", [pytest.param("apache", marks=pytest.mark.apache_kafka)], indirect=True
+)
+def test_a_call_that_hangs_is_given_up(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream.publisher = TransactionalPublisher(
+        stream.member.settings.model_copy(update={"publish_timeout_seconds": 2.0}),
+        stream.member.consumer,
+        f"{stream.topics.group}-1",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "KafkaProducer", Hanging)
+        with pytest.raises(InfrastructureError, match="no answer within 2 s"):
+            stream.publish("once", 5)
+    stream.publish("once", 5)
+    stream.publisher.close(2.0)
+    stream.wait_for("once")
 
 
 def test_what_is_replayed_is_published_again(stream: Stream) -> None:

@@ -94,7 +94,7 @@ def test_half_precision_hardly_moves_a_vector(embedder: Embedder) -> None:
     half = Embedder.load(mode="bf16", device="cpu")
     assert half.mode == "bf16"
     assert half.model_id == embedder.model_id
-    assert (half.embed(images) * embedder.embed(images)).sum(1).min() > 0.998
+    assert (half.embed(images) * embedder.embed(images)).sum(1).min() >= 0.9995
 
 
 def test_torch_uses_the_threads_it_is_told(untrained: Path) -> None:
