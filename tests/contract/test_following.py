@@ -1,7 +1,9 @@
 """Following the log of centroids: forty thousand of them, and then only what is new."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ import redis
 
 from deploy.local import LocalRedis
 from tests.contract.harness import Bench, vectors
-from worker.index.centroids import LOG_PAGE, Table
+from worker.errors import InfrastructureError
+from worker.index import centroids
+from worker.index.centroids import LOG_PAGE, Columns, Table
 from worker.index.keys import ADDED, CENTROID, CLUSTER, Keys
-from worker.index.store import PIPELINE, Store
+from worker.index.store import PIPELINE, Argument, Store
 from worker.vectors import Vectors
 
 CENTROIDS = 40_000
@@ -112,3 +116,70 @@ def test_a_log_cut_short_is_replaced_by_the_whole_table_once(server: LocalRedis)
     assert_same(table, keys, bench.store())
     assert answered < 2 * CENTROIDS * (CENTROID + CLUSTER.size)
     assert commands < math.ceil(CENTROIDS / 500) + CENTROIDS / LOG_PAGE
+
+
+class Watched(Store):
+    """Has something done after each command, before its answer is used."""
+
+    watch: Callable[[], object] = staticmethod(lambda: None)
+
+    def command(self, *arguments: Argument) -> Any:
+        reply = super().command(*arguments)
+        self.watch()
+        return reply
+
+
+def cut_short(server: LocalRedis) -> tuple[Watched, Keys, Table]:
+    """A table of one cluster whose log no longer reaches back, and its store."""
+    bench, keys, log, _ = opened(server)
+    store = Watched(bench.connect())
+    table = Table(store, keys)
+    table.refresh()
+    log.split(2000)
+    server.client().xtrim(keys.log, maxlen=SMALL, approximate=False)
+    return store, keys, table
+
+
+def test_others_route_while_the_whole_table_is_read(
+    server: LocalRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what the table was, until all of it is there."""
+    store, keys, table = cut_short(server)
+    probe, seen = vectors(1), []
+
+    def look() -> None:
+        # In another thread, for the lock lets its owner in; it would wait for ever otherwise.
+        seen.append(others.submit(lambda: (len(table), table.route(probe, 0, 0.0))).result(60))
+
+    class Parsed(Columns):
+        def __init__(self, version: int, packed: Mapping[bytes, bytes]) -> None:
+            look()
+            super().__init__(version, packed)
+            look()
+
+    with ThreadPoolExecutor(1) as others:
+        before = [(len(table), table.route(probe, 0, 0.0))]
+        monkeypatch.setattr(centroids, "Columns", Parsed)
+        store.watch = look
+        table.refresh()
+    assert len(seen) > 5
+    assert seen == before * len(seen)
+    assert_same(table, keys, Store(server.client()))
+
+
+def test_a_table_that_cannot_be_read_stays_what_it_was(server: LocalRedis) -> None:
+    store, keys, table = cut_short(server)
+    answered = 0
+
+    def fail_at_the_fourth() -> None:
+        nonlocal answered
+        answered += 1
+        if answered == 4:
+            raise InfrastructureError("away")
+
+    store.watch = fail_at_the_fourth
+    with pytest.raises(InfrastructureError):
+        table.refresh()
+    assert (table.clusters(), table.version) == ([1], 1)
+    table.refresh()
+    assert_same(table, keys, store)

@@ -4,8 +4,8 @@ Owns which clusters there are and which of them a vector visits. It must not kno
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +22,13 @@ LOG_PAGE = 1000
 ROWS = 64
 """Rows multiplied with all centroids at once: 16 MB of products with 60,000 of them."""
 
+LEAST_ROWS = 16
+"""Room for so many centroids at least, as more come."""
+
 Rows = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+Entry = tuple[bytes, dict[bytes, bytes]]
+"""One of the log: name and fields."""
 
 
 class Route(NamedTuple):
@@ -33,65 +38,21 @@ class Route(NamedTuple):
     truncated: bool
 
 
-class Table:
-    """Cluster id → centroid direction; safe to use from several threads."""
+class Columns:
+    """Ids, centroids and inverse lengths side by side, as they were at one version of the log."""
 
-    def __init__(self, store: Store, keys: Keys) -> None:
-        self._store, self._keys = store, keys
-        self._lock = threading.RLock()
-        self._centroids: Vectors = np.zeros((16, DIMENSIONS), np.int8)
-        self._inverse: npt.NDArray[np.float32] = np.zeros(16, np.float32)
-        self._ids: npt.NDArray[np.int64] = np.zeros(16, np.int64)
-        self._places: dict[int, int] = {}
-        self.version = 0
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, cluster: int) -> bool:
-        return cluster in self._places
-
-    @contextmanager
-    def steady(self) -> Iterator[None]:
-        """Let no other thread change the table meanwhile: what is in it now stays in it."""
-        with self._lock:
-            yield
-
-    def refresh(self) -> None:
-        """Follow the log to its end; read the whole table when the log no longer reaches back."""
-        with self._lock:
-            while True:
-                entries = self._store.command(
-                    "XRANGE", self._keys.log, f"({self.version}-1", "+", "COUNT", LOG_PAGE
-                )
-                if not entries:
-                    if self.version == 0:
-                        self._read_whole()
-                    return
-                if _version(entries[0]) != self.version + 1:
-                    self._read_whole()
-                    continue
-                for entry in entries:
-                    self._apply(entry)
-
-    def _read_whole(self) -> None:
-        # The version is read first: every change made while the pages arrive is applied again
-        # from the log, and applying a change twice is the same as once.
-        version = int(self._store.command("HGET", self._keys.meta, "version") or 0)
-        self._places.clear()
-        cursor = "0"
-        while True:
-            at, page = self._store.command("HSCAN", self._keys.centroids, cursor, "COUNT", "512")
-            for cluster, centroid in page.items():
-                self._add(CLUSTER.unpack(cluster)[0], centroid)
-            cursor = str(int(at))
-            if cursor == "0":
-                break
+    def __init__(self, version: int, packed: Mapping[bytes, bytes]) -> None:
+        """`packed`: centroids by cluster, as the index keeps them."""
         self.version = version
+        self.ids: Ids = np.frombuffer(b"".join(packed), ">u4").astype(np.int64)
+        rows = np.frombuffer(b"".join(packed.values()), np.int8)
+        self.centroids: Vectors = rows.reshape(-1, DIMENSIONS).copy()
+        self.inverse = _inverse(self.centroids)
+        self.places = {cluster: place for place, cluster in enumerate(self.ids.tolist())}
 
-    def _apply(self, entry: tuple[bytes, dict[bytes, bytes]]) -> None:
-        fields = entry[1]
-        retired, added = fields[b"retired"], fields[b"added"]
+    def apply(self, entry: Entry) -> None:
+        """Follow the log's next entry; doing so twice is the same as once."""
+        retired, added = entry[1][b"retired"], entry[1][b"added"]
         for (cluster,) in CLUSTER.iter_unpack(retired):
             self._remove(cluster)
         for at in range(0, len(added), ADDED):
@@ -100,26 +61,96 @@ class Table:
         self.version = _version(entry)
 
     def _add(self, cluster: int, packed: bytes) -> None:
-        place = self._places.setdefault(cluster, len(self._places))
-        if place == len(self._ids):
-            self._ids = np.resize(self._ids, 2 * place)
-            self._inverse = np.resize(self._inverse, 2 * place)
-            self._centroids = np.resize(self._centroids, (2 * place, DIMENSIONS))
-        centroid = np.frombuffer(packed, np.int8, CENTROID)
-        self._ids[place] = cluster
-        self._centroids[place] = centroid
-        square = int(squared_norms(centroid[None])[0])
-        self._inverse[place] = 1.0 / np.sqrt(square) if square else 0.0
+        place = self.places.setdefault(cluster, len(self.places))
+        if place == len(self.ids):
+            size = max(LEAST_ROWS, 2 * place)
+            self.ids = np.resize(self.ids, size)
+            self.inverse = np.resize(self.inverse, size)
+            self.centroids = np.resize(self.centroids, (size, DIMENSIONS))
+        self.ids[place] = cluster
+        self.centroids[place] = np.frombuffer(packed, np.int8, CENTROID)
+        self.inverse[place] = _inverse(self.centroids[place : place + 1])[0]
 
     def _remove(self, cluster: int) -> None:
-        place = self._places.pop(cluster, None)
+        place = self.places.pop(cluster, None)
         if place is None:
             return
-        last = len(self._places)
+        last = len(self.places)
         if place != last:
-            for column in (self._ids, self._inverse, self._centroids):
+            for column in (self.ids, self.inverse, self.centroids):
                 column[place] = column[last]
-            self._places[int(self._ids[place])] = place
+            self.places[int(self.ids[place])] = place
+
+
+class Table:
+    """Cluster id → centroid direction; safe to use from several threads."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store, self._keys = store, keys
+        self._following = threading.Lock()  # taken before the other one
+        self._lock = threading.RLock()
+        self._columns = Columns(0, {})
+
+    def __len__(self) -> int:
+        return len(self._columns.places)
+
+    def __contains__(self, cluster: int) -> bool:
+        return cluster in self._columns.places
+
+    @property
+    def version(self) -> int:
+        """How far the log was followed."""
+        return self._columns.version
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Let no other thread change the table meanwhile: what is in it now stays in it.
+
+        `refresh` is not to be called inside.
+        """
+        with self._lock:
+            yield
+
+    def refresh(self) -> None:
+        """Follow the log to its end; read the whole table when the log no longer reaches back.
+
+        Others may route while Redis is asked and its answers are read: what they use is changed
+        in steps of the log, or all at once.
+        """
+        with self._following:
+            if self._follow(self._columns, self._lock) and self.version:
+                return
+            fresh = self._read_whole()
+            # Its pages are of different moments: only at the end of the log does it hold together.
+            while not self._follow(fresh, nullcontext()):
+                fresh = self._read_whole()
+            with self._lock:
+                self._columns = fresh
+
+    def _follow(self, columns: Columns, lock: AbstractContextManager[object]) -> bool:
+        """Follow the log from the version columns have; False when it does not reach back."""
+        while entries := self._store.command(
+            "XRANGE", self._keys.log, f"({columns.version}-1", "+", "COUNT", LOG_PAGE
+        ):
+            if _version(entries[0]) != columns.version + 1:
+                return False
+            with lock:
+                for entry in entries:
+                    columns.apply(entry)
+        return True
+
+    def _read_whole(self) -> Columns:
+        # The version is read first: every change made while the pages arrive is applied again
+        # from the log.
+        version = int(self._store.command("HGET", self._keys.meta, "version") or 0)
+        packed: dict[bytes, bytes] = {}
+        cursor = "0"
+        while True:
+            at, page = self._store.command("HSCAN", self._keys.centroids, cursor, "COUNT", "512")
+            packed |= page
+            cursor = str(int(at))
+            if cursor == "0":
+                return Columns(version, packed)
 
     def route(self, vectors: Vectors, probes: int, margin: float, least: int = 1) -> list[Route]:
         """Choose the clusters of each int8 row (m, 128): the nearest first.
@@ -131,9 +162,9 @@ class Table:
         second level of centroids would save (deploy/decisions/index-routing.md).
         """
         with self._lock, one_thread():
-            count = len(self._places)
-            ids, inverse = self._ids[:count].copy(), self._inverse[:count].copy()
-            products = product(vectors, self._centroids[:count])
+            table, count = self._columns, len(self._columns.places)
+            ids, inverse = table.ids[:count].copy(), table.inverse[:count].copy()
+            products = product(vectors, table.centroids[:count])
         near = products.astype(np.float32)
         near *= inverse
         margins = (margin * np.sqrt(squared_norms(vectors))).astype(np.float32)
@@ -147,9 +178,10 @@ class Table:
         Where there is no other cluster they are 0 and -inf.
         """
         with self._lock:
-            count, place = len(self._places), self._places.get(without)
-            ids, inverse = self._ids[:count].copy(), self._inverse[:count].copy()
-            centroids = self._centroids[:count].copy()
+            table = self._columns
+            count, place = len(table.places), table.places.get(without)
+            ids, inverse = table.ids[:count].copy(), table.inverse[:count].copy()
+            centroids = table.centroids[:count].copy()
         homes = np.zeros(len(vectors), np.int64)
         similarities = np.full(len(vectors), -np.inf, np.float32)
         if count == (place is not None):
@@ -169,7 +201,7 @@ class Table:
     def clusters(self) -> list[int]:
         """Return the ids of all living clusters."""
         with self._lock:
-            return list(self._places)
+            return list(self._columns.places)
 
     def after(self, cluster: int, count: int) -> list[int]:
         """Return the `count` clusters whose ids follow one; behind the highest is the lowest."""
@@ -180,26 +212,29 @@ class Table:
     def centroid(self, cluster: int) -> Vectors:
         """Return the int8 centroid (128,) of a cluster in the table."""
         with self._lock:
-            centroid: Vectors = self._centroids[self._places[cluster]].copy()
+            table = self._columns
+            centroid: Vectors = table.centroids[table.places[cluster]].copy()
             return centroid
 
     def directions_of(self, clusters: list[int]) -> Rows:
         """Return the unit centroids (n, 128) of clusters in the table."""
         with self._lock:
-            return directions_of(self._centroids[[self._places[cluster] for cluster in clusters]])
+            table = self._columns
+            return directions_of(table.centroids[[table.places[cluster] for cluster in clusters]])
 
     def nearest_to(self, cluster: int, count: int) -> list[int]:
         """Return the clusters whose centroids are most similar to one cluster's."""
         with self._lock:
-            if cluster not in self._places:
+            table = self._columns
+            if cluster not in table.places:
                 return []
-            place, total = self._places[cluster], len(self._places)
+            place, total = table.places[cluster], len(table.places)
             with one_thread():
-                near = product(self._centroids[:total], self._centroids[place][None])[:, 0]
-            near = near * self._inverse[:total]
+                near = product(table.centroids[:total], table.centroids[place][None])[:, 0]
+            near = near * table.inverse[:total]
             near[place] = -np.inf
             order = np.argsort(-near, kind="stable")[: min(count, total - 1)]
-            return [int(each) for each in self._ids[order]]
+            return [int(each) for each in table.ids[order]]
 
 
 def _routes(ids: Ids, near: Rows, probes: int, margins: Rows, least: int) -> list[Route]:
@@ -222,5 +257,11 @@ def _routes(ids: Ids, near: Rows, probes: int, margins: Rows, least: int) -> lis
     return routes
 
 
-def _version(entry: tuple[bytes, dict[bytes, bytes]]) -> int:
+def _inverse(centroids: Vectors) -> npt.NDArray[np.float32]:
+    """One over the length of each, and 0 for one that points nowhere."""
+    squares = squared_norms(centroids)
+    return np.where(squares > 0, 1.0 / np.sqrt(np.maximum(squares, 1)), 0.0).astype(np.float32)
+
+
+def _version(entry: Entry) -> int:
     return int(entry[0].split(b"-")[0])
