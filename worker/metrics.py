@@ -78,6 +78,9 @@ class Metrics:
         self.best_similarity = self._histogram(
             "best_similarity", "Similarity of the nearest earlier image", SIMILARITIES
         )
+        self.cluster_records = self._histogram(
+            "cluster_records", "Records of the cluster nearest to an image", COUNTS
+        )
         self.clusters = self._gauge("clusters", "Clusters of all namespaces this worker follows")
         self.cluster_splits = self._counter("cluster_splits", "Clusters split by this worker")
         self.audit_recall = self._gauge(

@@ -74,6 +74,7 @@ class Resolver:
     def _observe(self, answer: Answer) -> None:
         self._metrics.clusters_probed.observe(answer.clusters_probed)
         self._metrics.vectors_compared.observe(answer.vectors_compared)
+        self._metrics.cluster_records.observe(answer.cluster_records)
         if answer.truncated:
             self._metrics.probes_truncated.inc()
         if answer.best is not None:

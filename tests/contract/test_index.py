@@ -237,6 +237,7 @@ def test_a_worker_far_behind_loads_the_clusters_first(bench: Bench) -> None:
     answer = slow.place([bench.arrival("c", near(rows[-1:])[0])])[0]
     assert earliest_ids([answer]) == ["p-118"]
     assert answer.vectors_compared >= 120
+    assert answer.cluster_records == answer.vectors_compared, "the only cluster"
 
 
 def test_budget_and_margin_limit_the_probes_and_say_so(bench: Bench) -> None:

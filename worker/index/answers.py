@@ -119,4 +119,5 @@ class Answer(NamedTuple):
     matches: tuple[Neighbour, ...] = ()
     clusters_probed: int = 0
     vectors_compared: int = 0
+    cluster_records: int = 0  # of the nearest cluster, where it is stored
     truncated: bool = False

@@ -199,5 +199,6 @@ def _placed(told: Routed, found: Found, names: dict[int, str]) -> Answer:
         matches=tuple(each for match in found.matches if (each := neighbour(match))),
         clusters_probed=len(told.route.clusters),
         vectors_compared=found.compared,
+        cluster_records=told.prefixes[0].length,
         truncated=told.route.truncated,
     )
