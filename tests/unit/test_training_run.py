@@ -2,10 +2,8 @@
 
 import io
 import json
-import tarfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from tests.unit.embedder_photos import TILE, encoded, tiles, write_tar
 from worker.embedder import Embedder
 from worker.errors import ConfigError
 from worker.network import TruncatedResNet18
-from worker.training import calibrate, edits, evaluate, train
+from worker.training import calibrate, evaluate, train
 from worker.training.calibrate import Nearest, nearest_strangers, propose
 from worker.training.contestants import contestant
 from worker.training.evaluate import arrange
@@ -209,8 +207,6 @@ def test_trained_weights_carry_all_that_is_known_of_them(trained: Path) -> None:
     about = read(trained).description
     assert about.input_size == 48
     assert about.training["steps_done"] == 4
-    assert about.training["start"] is None
-    assert about.training["temperature"] > 0
     assert about.evaluation["calibration"]["threshold"] == about.threshold
     assert 0 <= about.evaluation["micro_average_precision"] <= 1
     assert Embedder.load(trained, mode="fp32").threshold == about.threshold
@@ -239,44 +235,6 @@ def test_evaluation_reports_and_repeats_itself(trained: Path, tmp_path: Path) ->
     assert drawn == {
         "recall-by-edit.png", "scores.png", "worst-misses.png", "worst-false-hits.png"
     }  # fmt: skip
-
-
-def test_an_evaluation_depends_on_bytes_and_not_on_names(trained: Path, tmp_path: Path) -> None:
-    photos = tiles()[::8]
-    one, other = write_tar(tmp_path / "one.tar", list(photos)), tmp_path / "other.tar"
-    with tarfile.open(one) as source, tarfile.open(other, "w") as target:
-        for number, member in enumerate(reversed(source.getmembers())):
-            data = source.extractfile(member)
-            member.name = f"renamed-{number}.jpg"
-            target.addfile(member, data)
-    reports = []
-    for archive in (one, other):
-        path = archive.with_suffix(".json")
-        command = f"--photos {archive} --weights {trained}@fp32 --originals 8 --json {path}"
-        assert evaluate.main(command.split()) == 0
-        reports.append(path.read_bytes())
-    assert reports[0] == reports[1]
-
-
-def test_pairs_of_the_same_thing_can_be_left_out(trained: Path, tmp_path: Path) -> None:
-    """A collection with another, closer shot of each photo."""
-    photos = [tile.resize((96, 96)) for tile in tiles()[::16]]
-    shots = [edits.crop(photo, 0.8, 1.0, 0.0, 0.0) for photo in photos]
-    archive = write_tar(tmp_path / "photos.tar", list(photos))
-    again = write_tar(tmp_path / "again.tar", list(shots))
-    found = []
-    for extra in ("", "--same 0.7"):
-        path = tmp_path / "report.json"
-        command = (
-            f"--photos {archive} --distractors {again} --weights {trained}@fp32 --json {path}"
-            f" --originals 8 {extra}"
-        )
-        assert evaluate.main(command.split()) == 0
-        found.append(json.loads(path.read_bytes()))
-    (plain,), (spared,) = (report["results"].values() for report in found)
-    assert found[1]["same"]["pairs"] > 0
-    assert plain["comparisons"] > spared["comparisons"]
-    assert plain["micro_average_precision"] < spared["micro_average_precision"]
 
 
 def test_roles_in_an_evaluation_do_not_mix(archive: Path) -> None:
@@ -353,30 +311,6 @@ def test_too_few_photos_are_one_line_errors(tmp_path: Path, trained: Path) -> No
         calibrate.main(f"--photos {few} --weights {trained} --mode fp32".split())
     with pytest.raises(ConfigError, match="too few"):
         evaluate.main(f"--photos {few} --weights {trained}@fp32".split())
-
-
-@pytest.mark.parametrize(
-    ("command", "arguments", "message"),
-    [
-        (train, "--out {missing}/w --steps 1", "is no folder"),
-        (train, "--out {here}/never-begun --steps 1 --resume", "to go on from"),
-        (calibrate, "--write {missing}/w", "is no folder"),
-        (calibrate, "--plot {missing}/p.png", "is no folder"),
-        (evaluate, "--json {missing}/r.json", "is no folder"),
-    ],
-)
-def test_what_cannot_be_written_or_read_is_said_at_once(
-    command: ModuleType, arguments: str, message: str, archive: Path, tmp_path: Path
-) -> None:
-    given = arguments.format(missing=tmp_path / "missing", here=tmp_path)
-    with pytest.raises(ConfigError, match=message):
-        command.main(f"--photos {archive} {given}".split())
-
-
-@pytest.mark.parametrize("stored", ["-5", "0"])
-def test_an_index_holds_at_least_one_picture(stored: str, archive: Path) -> None:
-    with pytest.raises(SystemExit):
-        calibrate.main(f"--photos {archive} --stored {stored}".split())
 
 
 @pytest.mark.parametrize("name", ["phash", "dhash", "pdq", "efficientnet-lite0", "rotation@bf16"])

@@ -26,9 +26,11 @@ class Attack:
     tier: str
     edit: Edit
 
-    def __call__(self, image: Image.Image, sha256: bytes) -> Image.Image:
-        """Edit; what is random (places, colours) follows from the edit and the picture's bytes."""
-        return self.edit(image, np.random.default_rng(zlib.crc32(self.name.encode() + sha256)))
+    def __call__(self, image: Image.Image, picture: str) -> Image.Image:
+        """Edit; what is random (places, colours) follows from the names of edit and picture."""
+        return self.edit(
+            image, np.random.default_rng(zlib.crc32(f"{self.name}|{picture}".encode()))
+        )
 
 
 def _crop(area: float) -> Edit:

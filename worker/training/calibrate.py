@@ -13,6 +13,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,6 @@ from worker import vectors, weightfile
 from worker.embedder import MODES, Embedder
 from worker.errors import ConfigError
 from worker.images import to_pixels
-from worker.training import report
-from worker.training.evaluate import in_a_folder
 from worker.training.photos import Photo, read_photos, split
 
 FEWEST = 200  # pictures; the 95 % point of fewer means little
@@ -60,11 +59,12 @@ def embed(embedder: Embedder, photos: list[Photo]) -> vectors.Vectors:
     return np.concatenate(rows)
 
 
-def nearest_strangers(stored: vectors.Vectors) -> Nearest:
-    """Find each picture's best other picture."""
-    similarity, stranger = np.empty(len(stored)), np.empty(len(stored), np.int64)
-    for at in range(0, len(stored), AT_ONCE):
-        scores = vectors.similarity(stored[at : at + AT_ONCE], stored)
+def nearest_strangers(asked: vectors.Vectors, others: vectors.Vectors | None = None) -> Nearest:
+    """Find each asked picture's best other picture, among the asked and then the others."""
+    stored = asked if others is None else np.concatenate([asked, others])
+    similarity, stranger = np.empty(len(asked)), np.empty(len(asked), np.int64)
+    for at in range(0, len(asked), AT_ONCE):
+        scores = vectors.similarity(asked[at : at + AT_ONCE], stored)
         own = np.arange(len(scores))
         scores[own, at + own] = -2
         stranger[at : at + AT_ONCE] = scores.argmax(1)
@@ -72,10 +72,13 @@ def nearest_strangers(stored: vectors.Vectors) -> Nearest:
     return Nearest(similarity, stranger)
 
 
-def propose(nearest: Nearest, false_rate: float, stored: int | None = None) -> Proposal:
+def propose(
+    nearest: Nearest, false_rate: float, stored: int | None = None, compared: int | None = None
+) -> Proposal:
     """Continue the tail to the wanted rate; more stored pictures raise each one's chance in step.
 
-    `stored` defaults to the number measured. Raises ConfigError for fewer than FEWEST pictures.
+    `stored` defaults to the number measured, `compared` says how many each was compared with where
+    that were more. Raises ConfigError for fewer than FEWEST pictures.
     """
     count = len(nearest.similarity)
     if count < FEWEST:
@@ -84,7 +87,7 @@ def propose(nearest: Nearest, false_rate: float, stored: int | None = None) -> P
     lower, upper = np.quantile(nearest.similarity, [LOWER, UPPER])
     far, close = math.log(max(1e-9, 1 - lower)), math.log(max(1e-9, 1 - upper))
     power = (far - close) / math.log((1 - LOWER) / (1 - UPPER))
-    wanted = false_rate * count / meant
+    wanted = false_rate * (compared or count) / meant
     threshold = 1 - math.exp(close - power * math.log((1 - UPPER) / wanted))
     reached = int((nearest.similarity >= threshold).sum())
     return Proposal(round(threshold, 4), false_rate, meant, count, reached)
@@ -93,11 +96,6 @@ def propose(nearest: Nearest, false_rate: float, stored: int | None = None) -> P
 def main(argv: list[str]) -> int:
     """Run the command; the exit status. Raises ConfigError for a wrong argument."""
     arguments = _arguments(argv)
-    plot, write = (
-        in_a_folder(path) if path else None for path in (arguments.plot, arguments.write)
-    )
-    if plot is not None:
-        report.pyplot()
     photos = _distinct(read_photos(arguments.photos))
     if arguments.held_out < 1:
         photos = split(photos, arguments.held_out)[1]
@@ -105,11 +103,14 @@ def main(argv: list[str]) -> int:
     nearest = nearest_strangers(embed(embedder, photos))
     proposal = propose(nearest, arguments.false_rate, arguments.stored)
     _tell(proposal, nearest, photos, Console())
-    if plot is not None:
-        report.plot_calibration(nearest.similarity, proposal.threshold, plot)
-    if write is not None:
+    if arguments.plot:
+        from worker.training.report import plot_calibration
+
+        plot_calibration(nearest.similarity, proposal.threshold, Path(arguments.plot))
+    if arguments.write:
+        path = Path(arguments.write)
         described = replace(embedder.description, threshold=proposal.threshold)
-        weightfile.save(write, replace(embedder.weights, description=described))
+        weightfile.save(path, replace(embedder.weights, description=described))
     return 0
 
 
@@ -130,12 +131,6 @@ def _tell(proposal: Proposal, nearest: Nearest, photos: list[Photo], console: Co
         console.print(f"  {nearest.similarity[place]:.4f}  {photos[place].name}  {other}")
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
-
-
 def _share(least: float, most: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text)
@@ -154,9 +149,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--false-rate", type=_share(0, 0.5), default=0.001, help="false alarms a new picture"
     )
-    parser.add_argument(
-        "--stored", type=_count, help="pictures the index will hold (default: these)"
-    )
+    parser.add_argument("--stored", type=int, help="pictures the index will hold (default: these)")
     parser.add_argument(
         "--held-out", type=_share(0, 1), default=1.0, help="use the share training did not see"
     )

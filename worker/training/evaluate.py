@@ -21,7 +21,7 @@ from worker.training import report
 from worker.training.attacks import ATTACKS
 from worker.training.contestants import Contestant, contestant
 from worker.training.photos import Photo, read_photos, split, without_pictures_of
-from worker.training.trial import Pictures, Same, Trial, figures, run_trial, same_things
+from worker.training.trial import Pictures, Trial, figures, run_trial
 
 
 def arrange(
@@ -45,50 +45,31 @@ def arrange(
     return Pictures(known, strangers, without_pictures_of(rest, known + strangers))
 
 
-def evaluate(
-    who: list[Contestant], pictures: Pictures, same: Same | None, console: Console
-) -> list[Trial]:
-    """Run every contestant through the suite; pairs that are the `same` are left out."""
+def evaluate(who: list[Contestant], pictures: Pictures, console: Console) -> list[Trial]:
+    """Run every contestant through the suite."""
     trials = []
     with Progress(console=console, transient=True) as bar:
         for each in who:
             task = bar.add_task(each.name, total=len(ATTACKS) + 2)
-            trials.append(run_trial(each, pictures, same, partial(bar.advance, task)))
+            trials.append(run_trial(each, pictures, partial(bar.advance, task)))
     return trials
-
-
-def in_a_folder(path: str) -> Path:
-    """A file that can be written when the work is done. Raises ConfigError: before it is begun."""
-    file = Path(path)
-    if not file.parent.is_dir():
-        raise ConfigError(f"{file.parent} is no folder")
-    return file
 
 
 def main(argv: list[str]) -> int:
     """Run the command; the exit status. Raises ConfigError for a wrong argument."""
     arguments = _arguments(argv)
-    json_file = in_a_folder(arguments.json) if arguments.json else None
-    if arguments.out:
-        report.pyplot()
-        Path(arguments.out).mkdir(parents=True, exist_ok=True)
     names = [arguments.weights, *filter(None, arguments.against.split(","))]
     who = [contestant(name) for name in names]
     others = read_photos(arguments.distractors) if arguments.distractors else []
     photos = read_photos(arguments.photos)
     pictures = arrange(photos, others, arguments.originals, arguments.held_out)
     console = Console()
-    same = same_things(who[0], pictures, arguments.same) if arguments.same is not None else None
-    trials = evaluate(who, pictures, same, console)
+    trials = evaluate(who, pictures, console)
     results = {trial.name: figures(trial) for trial in trials}
-    document = _document(pictures, results)
-    if same is not None:
-        document["same"] = {"least": arguments.same, "judge": names[0], "pairs": int(same.sum())}
-        console.print(f"{same.sum()} pairs of the same thing are left out")
     console.print(report.table(results))
     console.print(report.edits_table(results))
-    if json_file is not None:
-        json_file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(_document(pictures, results), indent=1) + "\n")
     if arguments.out:
         _draw(trials, results, Path(arguments.out))
     return 0
@@ -105,6 +86,7 @@ def _document(pictures: Pictures, results: dict[str, dict[str, Any]]) -> dict[st
 
 
 def _draw(trials: list[Trial], results: dict[str, dict[str, Any]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     report.plot_recall(results, folder / "recall-by-edit.png")
     report.plot_scores(trials[0], folder / "scores.png")
     report.contact_sheet(trials[0].misses, folder / "worst-misses.png")
@@ -126,12 +108,6 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--originals", type=int, default=300, help="at most so many (default 300)")
     parser.add_argument(
         "--held-out", type=float, default=1.0, help="ask only about this share, as train set aside"
-    )
-    parser.add_argument(
-        "--same",
-        type=float,
-        metavar="COSINE",
-        help="leave out pairs of photos that --weights finds so similar unedited: re-shots",
     )
     parser.add_argument("--json", help="write every figure to this file")
     parser.add_argument("--out", help="write plots and contact sheets into this folder")

@@ -28,7 +28,6 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
     for head in (
         "µAP",
         "R@P0.99",
-        "R@P0.999",
         *(f"{tier} R@P0.999" for tier in TIERS),
         "R@1e-6",
         "strangers hit",
@@ -41,7 +40,6 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
             name,
             f"{result['micro_average_precision']:.4f}",
             f"{result['recall_at_precision_0.99']:.3f}",
-            f"{result['recall_at_precision_0.999']:.3f}",
             *tiers,
             f"{result['recall_at_false_rate_1e-6']:.3f}",
             "" if hit is None else f"{hit:.4f}",
@@ -64,7 +62,7 @@ def edits_table(results: dict[str, dict[str, Any]]) -> Table:
 
 def plot_recall(results: dict[str, dict[str, Any]], path: Path) -> None:
     """Bars: recall at precision 0.99 by edit."""
-    plt = pyplot()
+    plt = _pyplot()
     figure, axes = plt.subplots(figsize=(9, 8), layout="constrained")
     places, height = np.arange(len(ATTACKS)), 0.8 / len(results)
     for order, (name, result) in enumerate(results.items()):
@@ -81,7 +79,7 @@ def plot_recall(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 def plot_scores(trial: Trial, path: Path) -> None:
     """Histograms: similarities of copies by tier, and of the strangers' nearest picture."""
-    plt = pyplot()
+    plt = _pyplot()
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     bins = np.linspace(min(0.0, float(trial.true.min())), 1, 101)
     rows = trial.true.reshape(len(ATTACKS), -1)
@@ -99,7 +97,7 @@ def plot_scores(trial: Trial, path: Path) -> None:
 
 def plot_calibration(similarity: NDArray[np.float64], threshold: float, path: Path) -> None:
     """Share of pictures whose nearest stranger is at least as similar, and the threshold."""
-    plt = pyplot()
+    plt = _pyplot()
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     share = 1 - np.arange(len(similarity)) / len(similarity)
     axes.semilogy(np.sort(similarity), share, drawstyle="steps-pre")
@@ -120,7 +118,7 @@ def contact_sheet(pairs: Sequence[Pair], path: Path) -> None:
         x, y = place % ACROSS * (2 * TILE + 12), place // ACROSS * (TILE + 22)
         query = pair.query.image
         if pair.edit != STRANGERS:
-            query = by_name[pair.edit](query, pair.query.sha256)
+            query = by_name[pair.edit](query, pair.query.name)
         for offset, image in ((0, query), (TILE, pair.stored.image)):
             small = image.copy()
             small.thumbnail((TILE, TILE))
@@ -129,8 +127,7 @@ def contact_sheet(pairs: Sequence[Pair], path: Path) -> None:
     sheet.save(path)
 
 
-def pyplot() -> ModuleType:
-    """What draws. Raises ConfigError where it is not installed."""
+def _pyplot() -> ModuleType:
     try:
         import matplotlib as mpl
     except ImportError as error:

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from worker.images import PREPROCESSING
 from worker.network import DIMENSIONS, TruncatedResNet18
 from worker.training.lanes import Lanes, deal
-from worker.training.objective import (
-    ENTROPY_WEIGHT,
-    TEMPERATURE,
-    contrastive_loss,
-    rotation_loss,
-)
+from worker.training.objective import contrastive_loss, rotation_loss
 from worker.weightfile import Description, Weights
 
 PARTS = ("network", "head", "optimizer")  # of a checkpoint
@@ -61,7 +56,6 @@ class Run:
         weights = [*self.network.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(weights, recipe.rate, weight_decay=recipe.decay)
         self.step, self.seconds = 0, 0.0
-        self.start: str | None = None  # id of the weights it began with
         self.near: NDArray[np.int32] | None = None
         self.stage = 0  # whose look-alikes are known; random numbers know none in the first one
 
@@ -121,7 +115,6 @@ class Run:
 
     def start_from(self, weights: Weights) -> None:
         """Begin with a trained network instead of random numbers."""
-        self.start = weights.model_id()
         self.network.load_state_dict(weights.tensors, strict=False)
         self.lanes.adopt_statistics()
         self.stage = -1
@@ -146,13 +139,7 @@ class Run:
 
     def weights(self, threshold: float, evaluation: dict[str, Any]) -> Weights:
         """The network as it is shipped, with all that travels along."""
-        done = {
-            "steps_done": self.step,
-            "seconds": round(self.seconds),
-            "start": self.start,
-            "temperature": TEMPERATURE,
-            "entropy_weight": ENTROPY_WEIGHT,
-        }
+        done = {"steps_done": self.step, "seconds": round(self.seconds)}
         about = Description(
             preprocessing=PREPROCESSING,
             input_size=self.recipe.size,

@@ -21,7 +21,7 @@ from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
 from worker.training.calibrate import FEWEST, embed, nearest_strangers, propose
 from worker.training.contestants import Embedded
-from worker.training.evaluate import arrange, in_a_folder
+from worker.training.evaluate import arrange
 from worker.training.lookalikes import look_alikes
 from worker.training.photos import Photo, read_photos, split
 from worker.training.run import Recipe, Run
@@ -39,23 +39,17 @@ def main(argv: list[str]) -> int:
     """Run the command; the exit status. Raises ConfigError for a wrong argument."""
     arguments = vars(_arguments(argv))
     recipe = Recipe(**{field.name: arguments[field.name] for field in fields(Recipe)})
-    out = in_a_folder(arguments["out"])
-    checkpoint = out.with_suffix(".checkpoint")
-    if arguments["resume"] and not checkpoint.is_file():
-        raise ConfigError(f"there is no {checkpoint} to go on from")
     kept, held_out = split(read_photos(arguments["photos"]), recipe.held_out)
     if len(kept) < recipe.batch or len(held_out) < FEWEST:
         raise ConfigError(
             f"{len(kept)} photos to train on and {len(held_out)} held out are too few: "
             f"{recipe.batch} (a batch) and {FEWEST} (to calibrate) are the least"
         )
-    run = Run(recipe, pick_device(arguments["device"]))
+    run, out = Run(recipe, pick_device(arguments["device"])), Path(arguments["out"])
     if arguments["start"] is not None:
         run.start_from(read_weights(arguments["start"]))
     if arguments["resume"]:
-        run.load(checkpoint)
-    else:
-        out.with_suffix(".curve.jsonl").unlink(missing_ok=True)
+        run.load(out.with_suffix(".checkpoint"))
     views = Views(kept, recipe.size, recipe.seed, recipe.objective)
     follow(run, views, out, arguments["processes"], arguments["save_every"])
     settle(run, views, kept)
@@ -99,12 +93,17 @@ def steps(run: Run, views: Views, processes: int) -> Iterator[tuple[float, float
 
 
 def finish(run: Run, kept: list[Photo], held_out: list[Photo], out: Path) -> None:
-    """Calibrate and evaluate on the photos set aside, and write the weights."""
+    """Calibrate and evaluate on the photos set aside, and write the weights.
+
+    The threshold rests on their nearest strangers among all photos, as in a filled index.
+    """
     save(out, run.weights(1.0, {}))
     who = Embedded("held out", out, "fp32", rounded=True)
-    proposal = propose(nearest_strangers(embed(who.embedder, held_out)), FALSE_RATE, STORED)
+    asked, others = embed(who.embedder, held_out), embed(who.embedder, kept)
+    nearest = nearest_strangers(asked, others)
+    proposal = propose(nearest, FALSE_RATE, STORED, len(asked) + len(others))
     who.threshold = proposal.threshold
-    found = figures(run_trial(who, arrange(held_out, [], 300, 1.0), None, lambda: None))
+    found = figures(run_trial(who, arrange(held_out, [], 300, 1.0), lambda: None))
     save(out, run.weights(proposal.threshold, {"calibration": asdict(proposal), **found}))
     score = found["micro_average_precision"]
     print(f"{out}: threshold {proposal.threshold}, held-out µAP {score:.4f}")

@@ -19,8 +19,6 @@ from worker.training.photos import Photo
 
 AT_ONCE = 32  # pictures edited and described together
 STRANGERS = "strangers"
-Same = NDArray[np.bool_]
-"""Of (originals and strangers, originals and distractors): not one photo, but of one thing."""
 
 
 @dataclass(frozen=True)
@@ -62,40 +60,19 @@ class Trial:
         return rank(self.true, chosen, blocks)
 
 
-def same_things(judge: Contestant, pictures: Pictures, least: float) -> Same:
-    """Which photos asked about show what a stored one shows, to `judge`, before any edit.
-
-    A collection with several photos of one thing has pairs that nobody can call right or wrong. One
-    judge for all contestants, so that all are asked the same.
-    """
-    asked = _describe(judge, [p.image for p in pictures.originals + pictures.strangers])
-    stored = _describe(judge, [p.image for p in pictures.originals + pictures.distractors])
-    same: Same = asked @ stored.T >= least
-    own = np.arange(len(pictures.originals))
-    same[own, own] = False
-    return same
-
-
-def run_trial(
-    who: Contestant, pictures: Pictures, same: Same | None, tick: Callable[[], None]
-) -> Trial:
-    """Describe everything, then score; `tick` is called after each of the 2 + attacks rounds.
-
-    Pairs that are the `same` count neither for nor against it.
-    """
+def run_trial(who: Contestant, pictures: Pictures, tick: Callable[[], None]) -> Trial:
+    """Describe everything, then score; `tick` is called after each of the 2 + attacks rounds."""
     stored = pictures.originals + pictures.distractors
     rows = _describe(who, [photo.image for photo in stored])
     tick()
     queries = {}
     for attack in ATTACKS:
-        edited = [attack(photo.image, photo.sha256) for photo in pictures.originals]
+        edited = [attack(photo.image, photo.name) for photo in pictures.originals]
         queries[attack.name] = _describe(who, edited)
         tick()
     queries[STRANGERS] = _describe(who, [photo.image for photo in pictures.strangers])
     tick()
-    if same is None:
-        same = np.zeros((len(pictures.originals) + len(pictures.strangers), len(stored)), bool)
-    return _score(who, pictures, same, rows, queries)
+    return _score(who, pictures, rows, queries)
 
 
 def _describe(who: Contestant, images: list[Image.Image]) -> Rows:
@@ -103,9 +80,7 @@ def _describe(who: Contestant, images: list[Image.Image]) -> Rows:
     return np.concatenate(parts)
 
 
-def _score(
-    who: Contestant, pictures: Pictures, same: Same, rows: Rows, queries: dict[str, Rows]
-) -> Trial:
+def _score(who: Contestant, pictures: Pictures, rows: Rows, queries: dict[str, Rows]) -> Trial:
     count = len(pictures.originals)
     originals = rows[:count]
     true = np.concatenate([(queries[a.name] * originals).sum(1) for a in ATTACKS])
@@ -113,15 +88,16 @@ def _score(
     blocks: dict[str, FalsePairs] = {}
     hits: list[Pair] = []
     nearest = np.empty(0, np.float32)
-    own = np.eye(count, len(stored), dtype=bool)
     for name, asked in queries.items():
         scores = asked @ rows.T
         askers = pictures.strangers if name == STRANGERS else pictures.originals
-        left_out = same[count:] if name == STRANGERS else same[:count] | own
-        blocks[name] = count_false(scores[~left_out], true)
-        scores[left_out] = -2
         if name == STRANGERS:
             nearest = scores.max(1)
+            blocks[name] = count_false(scores, true)
+        else:
+            scores[np.arange(count), np.arange(count)] = -2
+            others = ~np.eye(count, len(stored), dtype=bool)
+            blocks[name] = count_false(scores[others], true)
         for query in np.argsort(-scores.max(1))[:12]:
             best = int(scores[query].argmax())
             hits.append(Pair(name, askers[query], stored[best], float(scores[query, best])))
@@ -147,13 +123,10 @@ def figures(trial: Trial) -> dict[str, Any]:
         "recall_at_precision_0.99": everything.recall_at_precision(0.99),
         "recall_at_precision_0.999": everything.recall_at_precision(0.999),
         "recall_at_false_rate_1e-6": everything.recall_at_false_rate(1e-6),
-        "threshold_at_precision_0.99": _finite(everything.threshold_at_precision(0.99)),
+        "threshold_at_precision_0.99": everything.threshold_at_precision(0.99),
         "comparisons": everything.comparisons,
         "tiers": {tier: _tier_figures(trial, tier) for tier in TIERS},
         "recall_by_edit": _by_edit(trial, everything.threshold_at_precision(0.99)),
-        "recall_by_edit_at_precision_0.999": _by_edit(
-            trial, everything.threshold_at_precision(0.999)
-        ),
     }
     if trial.threshold is not None:
         found["threshold"] = trial.threshold
@@ -170,13 +143,7 @@ def _tier_figures(trial: Trial, tier: str) -> dict[str, float]:
         "micro_average_precision": ranking.average_precision(),
         "recall_at_precision_0.99": ranking.recall_at_precision(0.99),
         "recall_at_precision_0.999": ranking.recall_at_precision(0.999),
-        "recall_at_false_rate_1e-6": ranking.recall_at_false_rate(1e-6),
     }
-
-
-def _finite(threshold: float) -> float | None:
-    """JSON has no infinity: None where no threshold reaches the precision."""
-    return threshold if np.isfinite(threshold) else None
 
 
 def _by_edit(trial: Trial, threshold: float) -> dict[str, float]:
