@@ -7,6 +7,7 @@ among the photos themselves; `likeness` prints both. Photos repeat each other mo
 (bursts, shelves of one shop) than distractors do.
 """
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def real_vectors(sources: list[Path], edits: int, cache: Path) -> Real:
         rng = np.random.default_rng(0)
         original = rng.choice(len(photos), min(edits, len(photos)), replace=False)
         edited = [
-            ATTACKS[int(rng.integers(len(ATTACKS)))](photos[at].image, photos[at].name)
+            ATTACKS[int(rng.integers(len(ATTACKS)))](photos[at].image, photos[at].sha256)
             for at in original
         ]
         np.savez(
@@ -87,7 +88,7 @@ def _crops() -> list[Photo]:
         left = int(rng.integers(image.width - width))
         top = int(rng.integers(image.height - height))
         crop = image.crop((left, top, left + width, top + height))
-        crops.append(Photo(f"{name}-{number}", crop, b""))
+        crops.append(Photo(f"{name}-{number}", crop, hashlib.sha256(crop.tobytes()).digest()))
     return crops
 
 

@@ -237,6 +237,26 @@ def test_evaluation_reports_and_repeats_itself(trained: Path, tmp_path: Path) ->
     }  # fmt: skip
 
 
+def test_neither_names_nor_order_of_files_move_a_figure(trained: Path, tmp_path: Path) -> None:
+    images = list(tiles()[::5])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place, image in enumerate(images):
+        (folder / f"{place * 37 % len(images)}-{place}.jpeg").write_bytes(encoded(image))
+    (folder / "again.jpeg").write_bytes(encoded(images[0]))
+    reports = []
+    for source in (write_tar(tmp_path / "reversed.tar", images[::-1]), folder):
+        written = tmp_path / f"{source.name}.json"
+        command = (
+            f"--photos {source} --weights {trained}@fp32 --originals 8 --held-out 0.3"
+            f" --json {written} --out {tmp_path / source.stem}-out"
+        )
+        assert evaluate.main(command.split()) == 0
+        sheet = (tmp_path / f"{source.stem}-out" / "worst-misses.png").read_bytes()
+        reports.append((written.read_bytes(), sheet))
+    assert reports[0] == reports[1]
+
+
 def test_roles_in_an_evaluation_do_not_mix(archive: Path) -> None:
     photos = read_photos([archive])
     pictures = arrange(photos, photos, originals=10, held_out=0.2)

@@ -1,9 +1,9 @@
-"""The attack suite: 26 edits in three tiers, fixed strengths, deterministic per picture.
+"""The attack suite: 26 edits in three tiers, fixed strengths, deterministic per file.
 
 After the transformations of ISC-2021 and Copydays. Knows nothing of embedders.
 """
 
-import zlib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,11 +26,10 @@ class Attack:
     tier: str
     edit: Edit
 
-    def __call__(self, image: Image.Image, picture: str) -> Image.Image:
-        """Edit; what is random (places, colours) follows from the names of edit and picture."""
-        return self.edit(
-            image, np.random.default_rng(zlib.crc32(f"{self.name}|{picture}".encode()))
-        )
+    def __call__(self, image: Image.Image, sha256: bytes) -> Image.Image:
+        """Edit; what is random (places, colours) follows from the edit and the file's SHA-256."""
+        seed = hashlib.sha256(self.name.encode() + sha256).digest()
+        return self.edit(image, np.random.default_rng(int.from_bytes(seed, "big")))
 
 
 def _crop(area: float) -> Edit:

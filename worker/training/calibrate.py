@@ -23,7 +23,7 @@ from worker import vectors, weightfile
 from worker.embedder import MODES, Embedder
 from worker.errors import ConfigError
 from worker.images import to_pixels
-from worker.training.photos import Photo, read_photos, split
+from worker.training.photos import Photo, distinct, read_photos, split
 
 FEWEST = 200  # pictures; the 95 % point of fewer means little
 LOWER, UPPER = 0.80, 0.95  # the part of the tail that is fitted
@@ -96,7 +96,7 @@ def propose(
 def main(argv: list[str]) -> int:
     """Run the command; the exit status. Raises ConfigError for a wrong argument."""
     arguments = _arguments(argv)
-    photos = _distinct(read_photos(arguments.photos))
+    photos = distinct(read_photos(arguments.photos))
     if arguments.held_out < 1:
         photos = split(photos, arguments.held_out)[1]
     embedder = Embedder.load(arguments.weights, mode=arguments.mode)
@@ -112,11 +112,6 @@ def main(argv: list[str]) -> int:
         described = replace(embedder.description, threshold=proposal.threshold)
         weightfile.save(path, replace(embedder.weights, description=described))
     return 0
-
-
-def _distinct(photos: list[Photo]) -> list[Photo]:
-    """Drop further files of the same bytes: they are no strangers."""
-    return list({photo.sha256: photo for photo in photos}.values())
 
 
 def _tell(proposal: Proposal, nearest: Nearest, photos: list[Photo], console: Console) -> None:

@@ -4,7 +4,8 @@
     python -m worker evaluate --photos clothing.tar --held-out 0.08 --weights mine.safetensors
 
 Half of the photos are originals (their edited copies are the queries, they are stored), half are
-strangers (queries only); distractors are stored. The same photos and weights give the same report.
+strangers (queries only); distractors are stored. The same files and weights give the same
+report, whatever the files are called.
 """
 
 import argparse
@@ -20,26 +21,27 @@ from worker.errors import ConfigError
 from worker.training import report
 from worker.training.attacks import ATTACKS
 from worker.training.contestants import Contestant, contestant
-from worker.training.photos import Photo, read_photos, split, without_pictures_of
+from worker.training.photos import Photo, distinct, read_photos, split, without_pictures_of
 from worker.training.trial import Pictures, Trial, figures, run_trial
 
 
 def arrange(
     photos: list[Photo], distractors: list[Photo], originals: int, held_out: float
 ) -> Pictures:
-    """Choose the roles by SHA-256, so neither order nor folder of the files matters.
+    """Choose the roles and their order by SHA-256, so neither names nor order of the files matter.
 
     With `held_out` below 1 only the photos a trainer with that share set aside are asked about; the
     others are stored as distractors. Photos that show the same picture as a query under other
     bytes are left out. Raises ConfigError when too few photos remain.
     """
     trained_on, asked = split(photos, held_out) if held_out < 1 else ([], photos)
-    asked = sorted({photo.sha256: photo for photo in asked}.values(), key=lambda p: p.sha256[::-1])
+    asked = distinct(asked)
     count = min(originals, len(asked) // 2)
     if count < 2:
         raise ConfigError(f"{len(asked)} photos are too few to evaluate on; 4 is the least")
     taken = {photo.sha256 for photo in asked}
-    rest = [photo for photo in trained_on + distractors if photo.sha256 not in taken]
+    stored = distinct(trained_on + distractors)
+    rest = [photo for photo in stored if photo.sha256 not in taken]
     known = asked[:count]
     strangers = without_pictures_of(asked[count:], known)
     return Pictures(known, strangers, without_pictures_of(rest, known + strangers))

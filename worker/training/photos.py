@@ -59,6 +59,15 @@ def split(photos: list[Photo], held_out: float) -> tuple[list[Photo], list[Photo
     return kept, out
 
 
+def distinct(photos: list[Photo]) -> list[Photo]:
+    """Each file's bytes once, in an order that their SHA-256 decides.
+
+    The last bytes of it, since `split` looks at the first.
+    """
+    once = {photo.sha256: photo for photo in photos}
+    return sorted(once.values(), key=lambda photo: photo.sha256[::-1])
+
+
 def without_pictures_of(photos: list[Photo], others: list[Photo]) -> list[Photo]:
     """Leave out photos that show the very same picture as one of the others, mirrored or turned
     as it may be.

@@ -118,7 +118,7 @@ def contact_sheet(pairs: Sequence[Pair], path: Path) -> None:
         x, y = place % ACROSS * (2 * TILE + 12), place // ACROSS * (TILE + 22)
         query = pair.query.image
         if pair.edit != STRANGERS:
-            query = by_name[pair.edit](query, pair.query.name)
+            query = by_name[pair.edit](query, pair.query.sha256)
         for offset, image in ((0, query), (TILE, pair.stored.image)):
             small = image.copy()
             small.thumbnail((TILE, TILE))

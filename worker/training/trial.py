@@ -67,7 +67,7 @@ def run_trial(who: Contestant, pictures: Pictures, tick: Callable[[], None]) -> 
     tick()
     queries = {}
     for attack in ATTACKS:
-        edited = [attack(photo.image, photo.name) for photo in pictures.originals]
+        edited = [attack(photo.image, photo.sha256) for photo in pictures.originals]
         queries[attack.name] = _describe(who, edited)
         tick()
     queries[STRANGERS] = _describe(who, [photo.image for photo in pictures.strangers])
