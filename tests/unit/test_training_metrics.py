@@ -1,9 +1,15 @@
 """The evaluation's figures, against values worked out by hand or by brute force."""
 
+import json
+
 import numpy as np
 import pytest
 
+from worker.training.attacks import ATTACKS, TIERS
 from worker.training.metrics import Ranking, count_false, rank
+from worker.training.trial import STRANGERS, Trial, figures
+
+NAMES = [attack.name for attack in ATTACKS]
 
 
 def _ranking(true: list[float], false: list[float]) -> Ranking:
@@ -36,6 +42,31 @@ def test_no_threshold_is_precise_enough() -> None:
     ranking = _ranking([0.1], [0.9])
     assert ranking.recall_at_precision(0.99) == 0
     assert ranking.threshold_at_precision(0.99) == float("inf")
+
+
+def test_figures_are_strict_json_where_nothing_is_precise_enough() -> None:
+    true = np.full(2 * len(ATTACKS), 0.1, np.float32)
+    false = {name: count_false(np.array([0.9]), true) for name in [*NAMES, STRANGERS]}
+    found = figures(Trial("hopeless", 0.5, true, false, np.array([0.9], np.float32)))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["threshold_at_precision_0.99"] is None
+    assert found["threshold_at_precision_0.999"] is None
+    assert set(found["recall_by_edit"].values()) == {0.0}
+
+
+def test_figures_of_tiers_and_edits_by_hand() -> None:
+    by_tier = {"easy": 0.9, "medium": 0.5, "hard": 0.3}
+    true = np.repeat([by_tier[attack.tier] for attack in ATTACKS], 2).astype(np.float32)
+    hits = dict.fromkeys([*NAMES, STRANGERS], 0.1) | {"blur": 0.4, "mirror": 0.6}
+    false = {name: count_false(np.array([score]), true) for name, score in hits.items()}
+    found = figures(Trial("by hand", None, true, false, np.array([0.1], np.float32)))
+    assert found["recall_at_precision_0.999"] == found["recall_at_false_rate_1e-6"] == 22 / 52
+    strict = [found["tiers"][tier]["recall_at_precision_0.999"] for tier in TIERS]
+    assert strict == [1, 1, 0]
+    rare = [found["tiers"][tier]["recall_at_false_rate_1e-6"] for tier in TIERS]
+    assert rare == [1, 1, 0]
+    for figure in ("recall_at_precision_0.999_by_edit", "recall_at_false_rate_1e-6_by_edit"):
+        assert found[figure] == {a.name: float(a.tier == "easy") for a in ATTACKS}
 
 
 def test_recall_at_a_false_rate() -> None:

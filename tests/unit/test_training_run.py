@@ -231,6 +231,13 @@ def test_evaluation_reports_and_repeats_itself(trained: Path, tmp_path: Path) ->
     for result in found["results"].values():
         assert result["tiers"]["easy"]["micro_average_precision"] > 0.2
         assert result["recall_by_edit"]["jpeg 30"] >= result["recall_by_edit"]["crop 50 %"]
+        for part in (result, *result["tiers"].values()):
+            strict = part["recall_at_precision_0.999"]
+            assert 0 <= strict <= part["recall_at_precision_0.99"] <= 1
+            assert 0 <= part["recall_at_false_rate_1e-6"] <= 1
+        for figure in ("recall_at_precision_0.999", "recall_at_false_rate_1e-6"):
+            by_edit = list(result[f"{figure}_by_edit"].values())
+            assert np.mean(by_edit) == pytest.approx(result[figure])
     drawn = {path.name for path in (folder / "out").iterdir()}
     assert drawn == {
         "recall-by-edit.png", "scores.png", "worst-misses.png", "worst-false-hits.png"

@@ -6,6 +6,11 @@
 Half of the photos are originals (their edited copies are the queries, they are stored), half are
 strangers (queries only); distractors are stored. The same files and weights give the same
 report, whatever the files are called.
+
+The table gives µAP, recall at precision 0.99 and 0.999, and recall where one comparison in a
+million is a false hit, over all edits and by tier. A tier is ranked by itself; recall by edit is at
+the thresholds of all edits together. `--json` writes all that and more; a threshold is null there
+where none is precise enough (it never holds NaN or Infinity).
 """
 
 import argparse
@@ -32,7 +37,7 @@ def arrange(
 
     With `held_out` below 1 only the photos a trainer with that share set aside are asked about; the
     others are stored as distractors. Photos that show the same picture as a query under other
-    bytes are left out. Raises ConfigError when too few photos remain.
+    bytes are left out. Raises ConfigError when too few photos or no strangers remain.
     """
     trained_on, asked = split(photos, held_out) if held_out < 1 else ([], photos)
     asked = distinct(asked)
@@ -44,6 +49,10 @@ def arrange(
     rest = [photo for photo in stored if photo.sha256 not in taken]
     known = asked[:count]
     strangers = without_pictures_of(asked[count:], known)
+    if not strangers:
+        raise ConfigError(
+            "every photo but the originals repeats one of them: no strangers are left"
+        )
     return Pictures(known, strangers, without_pictures_of(rest, known + strangers))
 
 
@@ -71,7 +80,8 @@ def main(argv: list[str]) -> int:
     console.print(report.table(results))
     console.print(report.edits_table(results))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(_document(pictures, results), indent=1) + "\n")
+        document = json.dumps(_document(pictures, results), indent=1, allow_nan=False)
+        Path(arguments.json).write_text(document + "\n")
     if arguments.out:
         _draw(trials, results, Path(arguments.out))
     return 0

@@ -49,10 +49,17 @@ class Ranking:
 
     def recall_at_false_rate(self, rate: float) -> float:
         """Recall when at most `rate` of all comparisons are false hits."""
+        return float(np.mean(self.true > self.limit_at_false_rate(rate)))
+
+    def limit_at_false_rate(self, rate: float) -> float:
+        """The score that pairs must exceed in `recall_at_false_rate`.
+
+        Raises ValueError where so many false scores were not kept.
+        """
         allowed = int(rate * self.comparisons)
         if allowed >= len(self.strongest):
             raise ValueError(f"only the {len(self.strongest)} strongest false scores were kept")
-        return float(np.mean(self.true > self.strongest[allowed]))
+        return float(self.strongest[allowed])
 
     def _precision(self) -> NDArray[np.float64]:
         hits = np.arange(1, len(self.true) + 1)

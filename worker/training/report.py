@@ -22,40 +22,42 @@ ACROSS = 4  # pairs in a row of a contact sheet
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
-    """One row a contestant."""
-    found = Table(title="Copy detection, all scores under one threshold a contestant")
+    """A row a contestant for all edits together, and one for each tier."""
+    found = Table(title="Copy detection, all scores under one threshold a row")
     found.add_column("")
-    for head in (
-        "µAP",
-        "R@P0.99",
-        *(f"{tier} R@P0.999" for tier in TIERS),
-        "R@1e-6",
-        "strangers hit",
-    ):
+    found.add_column("edits")
+    for head in ("µAP", "R@P0.99", "R@P0.999", "R@1e-6", "strangers hit"):
         found.add_column(head, justify="right")
     for name, result in results.items():
-        tiers = [f"{result['tiers'][tier]['recall_at_precision_0.999']:.3f}" for tier in TIERS]
         hit = result.get("strangers_called_duplicates")
-        found.add_row(
-            name,
-            f"{result['micro_average_precision']:.4f}",
-            f"{result['recall_at_precision_0.99']:.3f}",
-            *tiers,
-            f"{result['recall_at_false_rate_1e-6']:.3f}",
-            "" if hit is None else f"{hit:.4f}",
-        )
+        found.add_row(name, "all", *_summary(result), "" if hit is None else f"{hit:.4f}")
+        for tier in TIERS:
+            found.add_row("", tier, *_summary(result["tiers"][tier]))
+        found.add_section()
     return found
 
 
+def _summary(result: dict[str, Any]) -> list[str]:
+    recalls = ("precision_0.99", "precision_0.999", "false_rate_1e-6")
+    return [
+        f"{result['micro_average_precision']:.4f}",
+        *(f"{result[f'recall_at_{recall}']:.3f}" for recall in recalls),
+    ]
+
+
 def edits_table(results: dict[str, dict[str, Any]]) -> Table:
-    """Recall at precision 0.99 by edit."""
-    found = Table(title="Recall by edit, at each contestant's precision 0.99")
+    """Recall by edit at precision 0.99 and 0.999 of all edits together."""
+    found = Table(title="Recall by edit, at each contestant's precision 0.99 / 0.999")
     found.add_column("edit")
     found.add_column("tier")
     for name in results:
         found.add_column(name, justify="right")
     for attack in ATTACKS:
-        shares = [f"{result['recall_by_edit'][attack.name]:.3f}" for result in results.values()]
+        shares = [
+            f"{result['recall_by_edit'][attack.name]:.3f}"
+            f" / {result['recall_at_precision_0.999_by_edit'][attack.name]:.3f}"
+            for result in results.values()
+        ]
         found.add_row(attack.name, attack.tier, *shares)
     return found
 

@@ -4,6 +4,7 @@ Queries are the attacked originals and the untouched strangers; stored are origi
 distractors. Owns the scoring; knows no files and draws nothing.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,36 +117,48 @@ def _misses(true: NDArray[np.float32], originals: list[Photo]) -> list[Pair]:
 
 
 def figures(trial: Trial) -> dict[str, Any]:
-    """Every figure of the report, ready for JSON."""
+    """Every figure of the report, ready for JSON: None where no threshold is precise enough."""
     everything = trial.ranking([attack.name for attack in ATTACKS])
+    precise, strict = map(everything.threshold_at_precision, (0.99, 0.999))
     found: dict[str, Any] = {
-        "micro_average_precision": everything.average_precision(),
-        "recall_at_precision_0.99": everything.recall_at_precision(0.99),
-        "recall_at_precision_0.999": everything.recall_at_precision(0.999),
-        "recall_at_false_rate_1e-6": everything.recall_at_false_rate(1e-6),
-        "threshold_at_precision_0.99": everything.threshold_at_precision(0.99),
+        **_summary(everything),
+        "threshold_at_precision_0.99": _finite(precise),
+        "threshold_at_precision_0.999": _finite(strict),
         "comparisons": everything.comparisons,
-        "tiers": {tier: _tier_figures(trial, tier) for tier in TIERS},
-        "recall_by_edit": _by_edit(trial, everything.threshold_at_precision(0.99)),
+        "tiers": {tier: _summary(trial.ranking(_names(tier))) for tier in TIERS},
+        "recall_by_edit": _by_edit(trial.true >= precise),
+        "recall_at_precision_0.999_by_edit": _by_edit(trial.true >= strict),
+        "recall_at_false_rate_1e-6_by_edit": _by_edit(
+            trial.true > everything.limit_at_false_rate(1e-6)
+        ),
     }
     if trial.threshold is not None:
+        reached = trial.true >= trial.threshold
         found["threshold"] = trial.threshold
-        found["recall_at_threshold"] = float(np.mean(trial.true >= trial.threshold))
-        found["recall_at_threshold_by_edit"] = _by_edit(trial, trial.threshold)
+        found["recall_at_threshold"] = float(np.mean(reached))
+        found["recall_at_threshold_by_edit"] = _by_edit(reached)
         flagged = np.mean(trial.nearest_strangers >= trial.threshold)
         found["strangers_called_duplicates"] = float(flagged)
     return found
 
 
-def _tier_figures(trial: Trial, tier: str) -> dict[str, float]:
-    ranking = trial.ranking([attack.name for attack in ATTACKS if attack.tier == tier])
+def _summary(ranking: Ranking) -> dict[str, float]:
     return {
         "micro_average_precision": ranking.average_precision(),
         "recall_at_precision_0.99": ranking.recall_at_precision(0.99),
         "recall_at_precision_0.999": ranking.recall_at_precision(0.999),
+        "recall_at_false_rate_1e-6": ranking.recall_at_false_rate(1e-6),
     }
 
 
-def _by_edit(trial: Trial, threshold: float) -> dict[str, float]:
-    recall = (trial.true.reshape(len(ATTACKS), -1) >= threshold).mean(1)
+def _names(tier: str) -> list[str]:
+    return [attack.name for attack in ATTACKS if attack.tier == tier]
+
+
+def _finite(threshold: float) -> float | None:
+    return threshold if math.isfinite(threshold) else None
+
+
+def _by_edit(found: NDArray[np.bool_]) -> dict[str, float]:
+    recall = found.reshape(len(ATTACKS), -1).mean(1)
     return {attack.name: float(share) for attack, share in zip(ATTACKS, recall, strict=True)}
