@@ -15,6 +15,7 @@ from worker.embedder import Embedder
 from worker.errors import ConfigError
 from worker.network import TruncatedResNet18
 from worker.training import calibrate, evaluate, train
+from worker.training.attacks import ATTACKS
 from worker.training.calibrate import Nearest, nearest_strangers, propose
 from worker.training.contestants import contestant
 from worker.training.evaluate import arrange
@@ -22,8 +23,10 @@ from worker.training.lanes import Lanes, deal
 from worker.training.lookalikes import look_alikes
 from worker.training.objective import contrastive_loss
 from worker.training.photos import Photo, read_photos, split, without_pictures_of
+from worker.training.reshots import LeftOut, without_reshots
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle, whiten
+from worker.training.trial import Pictures, figures, run_trial
 from worker.training.views import Views, batches, grouped
 from worker.weightfile import read
 
@@ -264,6 +267,40 @@ def test_neither_names_nor_order_of_files_move_a_figure(trained: Path, tmp_path:
     assert reports[0] == reports[1]
 
 
+def test_one_judge_leaves_out_what_is_stored_twice() -> None:
+    once, again = (Photo(str(q), _recoded(tiles()[100], q), bytes([q])) for q in (90, 40))
+    rest = [Photo(str(place), tiles()[place], bytes([place])) for place in range(0, 80, 10)]
+    pictures = Pictures([once, *rest[:3], again], rest[3:5], rest[5:])
+    judge = contestant("default@fp32")
+    fair, told = without_reshots(pictures, judge, 0.9)
+    assert told == LeftOut(2, 0.9, "default@fp32", Embedder.load(mode="fp32").model_id)
+    assert fair.left_out is not None
+    assert np.argwhere(fair.left_out).tolist() == [[0, 4], [4, 0]]
+    before, after = (figures(run_trial(judge, each, lambda: None)) for each in (pictures, fair))
+    assert before["recall_at_precision_0.999"] < 0.7
+    assert after["recall_at_precision_0.999"] > 0.9
+    assert after["comparisons"] == before["comparisons"] - 2 * len(ATTACKS)
+
+
+def _recoded(image: Image.Image, quality: int) -> Image.Image:
+    return Image.open(io.BytesIO(encoded(image, quality))).convert("RGB")
+
+
+def test_what_is_left_out_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write_tar(
+        tmp_path / "few.tar", [_recoded(tiles()[p], q) for p in (3, 99) for q in (90, 60)]
+    )
+    written = tmp_path / "figures.json"
+    command = f"--photos {few} --weights {trained}@fp32 --against rotation@fp32 --json {written}"
+    assert evaluate.main([*command.split(), "--same-as", "-1"]) == 0
+    told = json.loads(written.read_text())["left_out"]
+    model_id = read(trained).model_id()
+    assert told == {"pairs": 2, "same_as": -1, "judge": f"{trained}@fp32", "model_id": model_id}
+    assert "without 2 pairs" in " ".join(capsys.readouterr().out.split())
+
+
 def test_roles_in_an_evaluation_do_not_mix(archive: Path) -> None:
     photos = read_photos([archive])
     pictures = arrange(photos, photos, originals=10, held_out=0.2)
@@ -328,6 +365,14 @@ def test_calibration_writes_weights_with_the_new_threshold(trained: Path, archiv
     assert after.model_id() == before.model_id()
     assert after.description.threshold != before.description.threshold
     assert plot.stat().st_size > 1000
+
+
+def test_training_and_calibration_agree_on_the_threshold(
+    trained: Path, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_aside = f"--photos {archive} --held-out 0.5 --stored 10000 --false-rate 0.001"
+    assert calibrate.main(f"{set_aside} --weights {trained} --mode fp32".split()) == 0
+    assert f"threshold {read(trained).description.threshold:.4f}" in capsys.readouterr().out
 
 
 def test_too_few_photos_are_one_line_errors(tmp_path: Path, trained: Path) -> None:

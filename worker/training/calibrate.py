@@ -59,12 +59,11 @@ def embed(embedder: Embedder, photos: list[Photo]) -> vectors.Vectors:
     return np.concatenate(rows)
 
 
-def nearest_strangers(asked: vectors.Vectors, others: vectors.Vectors | None = None) -> Nearest:
-    """Find each asked picture's best other picture, among the asked and then the others."""
-    stored = asked if others is None else np.concatenate([asked, others])
+def nearest_strangers(asked: vectors.Vectors) -> Nearest:
+    """Find each picture's best other picture."""
     similarity, stranger = np.empty(len(asked)), np.empty(len(asked), np.int64)
     for at in range(0, len(asked), AT_ONCE):
-        scores = vectors.similarity(asked[at : at + AT_ONCE], stored)
+        scores = vectors.similarity(asked[at : at + AT_ONCE], asked)
         own = np.arange(len(scores))
         scores[own, at + own] = -2
         stranger[at : at + AT_ONCE] = scores.argmax(1)
@@ -72,13 +71,21 @@ def nearest_strangers(asked: vectors.Vectors, others: vectors.Vectors | None = N
     return Nearest(similarity, stranger)
 
 
-def propose(
-    nearest: Nearest, false_rate: float, stored: int | None = None, compared: int | None = None
-) -> Proposal:
+def calibrated(
+    embedder: Embedder, photos: list[Photo], false_rate: float, stored: int | None
+) -> tuple[Proposal, Nearest]:
+    """Compare distinct photos with each other and `propose` a threshold: `train`'s, too.
+
+    Raises ConfigError for fewer than FEWEST photos.
+    """
+    nearest = nearest_strangers(embed(embedder, photos))
+    return propose(nearest, false_rate, stored), nearest
+
+
+def propose(nearest: Nearest, false_rate: float, stored: int | None = None) -> Proposal:
     """Continue the tail to the wanted rate; more stored pictures raise each one's chance in step.
 
-    `stored` defaults to the number measured, `compared` says how many each was compared with where
-    that were more. Raises ConfigError for fewer than FEWEST pictures.
+    `stored` defaults to the number measured. Raises ConfigError for fewer than FEWEST pictures.
     """
     count = len(nearest.similarity)
     if count < FEWEST:
@@ -87,7 +94,7 @@ def propose(
     lower, upper = np.quantile(nearest.similarity, [LOWER, UPPER])
     far, close = math.log(max(1e-9, 1 - lower)), math.log(max(1e-9, 1 - upper))
     power = (far - close) / math.log((1 - LOWER) / (1 - UPPER))
-    wanted = false_rate * (compared or count) / meant
+    wanted = false_rate * count / meant
     threshold = 1 - math.exp(close - power * math.log((1 - UPPER) / wanted))
     reached = int((nearest.similarity >= threshold).sum())
     return Proposal(round(threshold, 4), false_rate, meant, count, reached)
@@ -100,8 +107,7 @@ def main(argv: list[str]) -> int:
     if arguments.held_out < 1:
         photos = split(photos, arguments.held_out)[1]
     embedder = Embedder.load(arguments.weights, mode=arguments.mode)
-    nearest = nearest_strangers(embed(embedder, photos))
-    proposal = propose(nearest, arguments.false_rate, arguments.stored)
+    proposal, nearest = calibrated(embedder, photos, arguments.false_rate, arguments.stored)
     _tell(proposal, nearest, photos, Console())
     if arguments.plot:
         from worker.training.report import plot_calibration

@@ -28,6 +28,7 @@ class Contestant(Protocol):
     """A way to describe pictures."""
 
     name: str
+    model_id: str | None  # of an embedder
     threshold: float | None  # calibrated, where there is one
 
     def describe(self, images: Sequence[Image.Image]) -> Rows:
@@ -40,6 +41,7 @@ class Embedded:
     def __init__(self, name: str, weights: str | Path, mode: str, rounded: bool) -> None:
         self.name, self.rounded = name, rounded
         self.embedder = Embedder.load(weights, mode=mode)
+        self.model_id: str | None = self.embedder.model_id
         self.threshold: float | None = self.embedder.threshold
 
     def describe(self, images: Sequence[Image.Image]) -> Rows:
@@ -56,6 +58,7 @@ class Embedded:
 class Hashed:
     """A perceptual hash as a row of signs."""
 
+    model_id: str | None = None
     threshold: float | None = None
 
     def __init__(self, name: str, bits: Callable[[Image.Image], NDArray[np.bool_]]) -> None:
@@ -71,6 +74,7 @@ class EfficientNetLite0:
     """ImageNet classifier's pooled features: 1,280 numbers, 224 px, 4.6 M parameters."""
 
     name = "efficientnet-lite0"
+    model_id: str | None = None
     threshold: float | None = None
     size = 224  # pixels
 

@@ -11,10 +11,14 @@ The table gives µAP, recall at precision 0.99 and 0.999, and recall where one c
 million is a false hit, over all edits and by tier. A tier is ranked by itself; recall by edit is at
 the thresholds of all edits together. `--json` writes all that and more; a threshold is null there
 where none is precise enough (it never holds NaN or Infinity).
+
+Collections photograph one thing twice, and such pairs count as false hits for everyone. `--same-as
+0.6` leaves out those that the weights under evaluation, and no other contestant, find so similar.
 """
 
 import argparse
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ from worker.training import report
 from worker.training.attacks import ATTACKS
 from worker.training.contestants import Contestant, contestant
 from worker.training.photos import Photo, distinct, read_photos, split, without_pictures_of
+from worker.training.reshots import LeftOut, without_reshots
 from worker.training.trial import Pictures, Trial, figures, run_trial
 
 
@@ -74,27 +79,33 @@ def main(argv: list[str]) -> int:
     others = read_photos(arguments.distractors) if arguments.distractors else []
     photos = read_photos(arguments.photos)
     pictures = arrange(photos, others, arguments.originals, arguments.held_out)
+    left_out: LeftOut | None = None
+    if arguments.same_as is not None:
+        pictures, left_out = without_reshots(pictures, who[0], arguments.same_as)
     console = Console()
     trials = evaluate(who, pictures, console)
     results = {trial.name: figures(trial) for trial in trials}
-    console.print(report.table(results))
+    console.print(report.table(results, left_out))
     console.print(report.edits_table(results))
     if arguments.json:
-        document = json.dumps(_document(pictures, results), indent=1, allow_nan=False)
-        Path(arguments.json).write_text(document + "\n")
+        document = _document(pictures, left_out, results)
+        Path(arguments.json).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     if arguments.out:
         _draw(trials, results, Path(arguments.out))
     return 0
 
 
-def _document(pictures: Pictures, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _document(
+    pictures: Pictures, left_out: LeftOut | None, results: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     counts = {
         "originals": len(pictures.originals),
         "strangers": len(pictures.strangers),
-        "stored": len(pictures.originals) + len(pictures.distractors),
+        "stored": len(pictures.stored),
         "edits": len(ATTACKS),
     }
-    return {"pictures": counts, "results": results}
+    told = None if left_out is None else asdict(left_out)
+    return {"pictures": counts, "left_out": told, "results": results}
 
 
 def _draw(trials: list[Trial], results: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -120,6 +131,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--originals", type=int, default=300, help="at most so many (default 300)")
     parser.add_argument(
         "--held-out", type=float, default=1.0, help="ask only about this share, as train set aside"
+    )
+    parser.add_argument(
+        "--same-as",
+        type=float,
+        metavar="COSINE",
+        help="leave out untouched originals and stored photos that --weights finds so similar",
     )
     parser.add_argument("--json", help="write every figure to this file")
     parser.add_argument("--out", help="write plots and contact sheets into this folder")

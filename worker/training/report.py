@@ -15,15 +15,16 @@ from rich.table import Table
 
 from worker.errors import ConfigError
 from worker.training.attacks import ATTACKS, TIERS
+from worker.training.reshots import LeftOut
 from worker.training.trial import STRANGERS, Pair, Trial
 
 TILE = 144  # pixels
 ACROSS = 4  # pairs in a row of a contact sheet
 
 
-def table(results: dict[str, dict[str, Any]]) -> Table:
+def table(results: dict[str, dict[str, Any]], left_out: LeftOut | None) -> Table:
     """A row a contestant for all edits together, and one for each tier."""
-    found = Table(title="Copy detection, all scores under one threshold a row")
+    found = Table(title=_title(left_out))
     found.add_column("")
     found.add_column("edits")
     for head in ("µAP", "R@P0.99", "R@P0.999", "R@1e-6", "strangers hit"):
@@ -35,6 +36,17 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
             found.add_row("", tier, *_summary(result["tiers"][tier]))
         found.add_section()
     return found
+
+
+def _title(left_out: LeftOut | None) -> str:
+    title = "Copy detection, all scores under one threshold a row"
+    if left_out is None:
+        return title
+    judge = f"{left_out.judge} ({left_out.model_id})" if left_out.model_id else left_out.judge
+    return (
+        f"{title}\nwithout {left_out.pairs:,} pairs of originals and stored photos "
+        f"that {judge} finds at least {left_out.same_as:g} alike"
+    )
 
 
 def _summary(result: dict[str, Any]) -> list[str]:

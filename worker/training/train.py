@@ -19,11 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
-from worker.training.calibrate import FEWEST, embed, nearest_strangers, propose
+from worker.training.calibrate import FEWEST, calibrated
 from worker.training.contestants import Embedded
 from worker.training.evaluate import arrange
 from worker.training.lookalikes import look_alikes
-from worker.training.photos import Photo, read_photos, split
+from worker.training.photos import Photo, distinct, read_photos, split
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle
 from worker.training.trial import figures, run_trial
@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     arguments = vars(_arguments(argv))
     recipe = Recipe(**{field.name: arguments[field.name] for field in fields(Recipe)})
     kept, held_out = split(read_photos(arguments["photos"]), recipe.held_out)
+    held_out = distinct(held_out)
     if len(kept) < recipe.batch or len(held_out) < FEWEST:
         raise ConfigError(
             f"{len(kept)} photos to train on and {len(held_out)} held out are too few: "
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
     views = Views(kept, recipe.size, recipe.seed, recipe.objective)
     follow(run, views, out, arguments["processes"], arguments["save_every"])
     settle(run, views, kept)
-    finish(run, kept, held_out, out)
+    finish(run, held_out, out)
     return 0
 
 
@@ -92,16 +93,14 @@ def steps(run: Run, views: Views, processes: int) -> Iterator[tuple[float, float
             yield loss, pixels.shape[0] * pixels.shape[1] / seconds
 
 
-def finish(run: Run, kept: list[Photo], held_out: list[Photo], out: Path) -> None:
+def finish(run: Run, held_out: list[Photo], out: Path) -> None:
     """Calibrate and evaluate on the photos set aside, and write the weights.
 
-    The threshold rests on their nearest strangers among all photos, as in a filled index.
+    The threshold is the one `calibrate --held-out --stored` proposes for these photos.
     """
     save(out, run.weights(1.0, {}))
     who = Embedded("held out", out, "fp32", rounded=True)
-    asked, others = embed(who.embedder, held_out), embed(who.embedder, kept)
-    nearest = nearest_strangers(asked, others)
-    proposal = propose(nearest, FALSE_RATE, STORED, len(asked) + len(others))
+    proposal, _ = calibrated(who.embedder, held_out, FALSE_RATE, STORED)
     who.threshold = proposal.threshold
     found = figures(run_trial(who, arrange(held_out, [], 300, 1.0), lambda: None))
     save(out, run.weights(proposal.threshold, {"calibration": asdict(proposal), **found}))

@@ -29,6 +29,17 @@ class Pictures:
     originals: list[Photo]
     strangers: list[Photo]  # queries without a stored original
     distractors: list[Photo]
+    left_out: NDArray[np.bool_] | None = None  # (originals, stored) pairs that count as nothing
+
+    @property
+    def stored(self) -> list[Photo]:
+        """Originals, then distractors."""
+        return self.originals + self.distractors
+
+    def others(self) -> NDArray[np.bool_]:
+        """(originals, stored): which stored pictures are false hits for copies of an original."""
+        others = ~np.eye(len(self.originals), len(self.stored), dtype=bool)
+        return others if self.left_out is None else others & ~self.left_out
 
 
 @dataclass(frozen=True)
@@ -63,20 +74,20 @@ class Trial:
 
 def run_trial(who: Contestant, pictures: Pictures, tick: Callable[[], None]) -> Trial:
     """Describe everything, then score; `tick` is called after each of the 2 + attacks rounds."""
-    stored = pictures.originals + pictures.distractors
-    rows = _describe(who, [photo.image for photo in stored])
+    rows = describe(who, [photo.image for photo in pictures.stored])
     tick()
     queries = {}
     for attack in ATTACKS:
         edited = [attack(photo.image, photo.sha256) for photo in pictures.originals]
-        queries[attack.name] = _describe(who, edited)
+        queries[attack.name] = describe(who, edited)
         tick()
-    queries[STRANGERS] = _describe(who, [photo.image for photo in pictures.strangers])
+    queries[STRANGERS] = describe(who, [photo.image for photo in pictures.strangers])
     tick()
     return _score(who, pictures, rows, queries)
 
 
-def _describe(who: Contestant, images: list[Image.Image]) -> Rows:
+def describe(who: Contestant, images: list[Image.Image]) -> Rows:
+    """Rows (n, d) of some pictures, AT_ONCE together."""
     parts = [who.describe(images[at : at + AT_ONCE]) for at in range(0, len(images), AT_ONCE)]
     return np.concatenate(parts)
 
@@ -85,7 +96,7 @@ def _score(who: Contestant, pictures: Pictures, rows: Rows, queries: dict[str, R
     count = len(pictures.originals)
     originals = rows[:count]
     true = np.concatenate([(queries[a.name] * originals).sum(1) for a in ATTACKS])
-    stored = pictures.originals + pictures.distractors
+    stored, others = pictures.stored, pictures.others()
     blocks: dict[str, FalsePairs] = {}
     hits: list[Pair] = []
     nearest = np.empty(0, np.float32)
@@ -96,8 +107,7 @@ def _score(who: Contestant, pictures: Pictures, rows: Rows, queries: dict[str, R
             nearest = scores.max(1)
             blocks[name] = count_false(scores, true)
         else:
-            scores[np.arange(count), np.arange(count)] = -2
-            others = ~np.eye(count, len(stored), dtype=bool)
+            scores[~others] = -2
             blocks[name] = count_false(scores[others], true)
         for query in np.argsort(-scores.max(1))[:12]:
             best = int(scores[query].argmax())
