@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.unit.embedder_photos import TILE, encoded, tiles, write_tar
-from worker.embedder import Embedder
+from worker.embedder import DEFAULT_PATH, Embedder
 from worker.errors import ConfigError
 from worker.network import TruncatedResNet18
 from worker.training import calibrate, evaluate, train
@@ -42,7 +43,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(archive: Path) -> Path:
     out = archive.with_name("trained.safetensors")
     small = "--batch 8 --size 48 --early-size 32 --held-out 0.5 --processes 0"
-    command = f"--photos {archive} --out {out} --steps 4 --device cpu {small}"
+    command = f"--photos {archive} --out {out} --steps 4 --start default --device cpu {small}"
     assert train.main(command.split()) == 0
     return out
 
@@ -73,6 +74,14 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: P
     resumed_state = resumed.network.state_dict()
     for name, value in uninterrupted.network.state_dict().items():
         assert torch.equal(resumed_state[name], value), name
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.checkpoint"
+    Run(TINY, "cpu").save(path)
+    other = replace(TINY, start="0123456789abcdef", temperature=0.1)
+    with pytest.raises(ConfigError, match="other settings: start, temperature"):
+        Run(other, "cpu").load(path)
 
 
 def test_look_alikes_come_into_one_batch() -> None:
@@ -164,13 +173,14 @@ def test_settled_statistics_fit_the_weights() -> None:
 
 def test_the_loss_wants_copies_close_and_strangers_away() -> None:
     unit, photos = torch.eye(8), torch.arange(4)
-    good = contrastive_loss(unit[:4], unit[:4], photos)
-    apart = contrastive_loss(unit[:4], unit[4:], photos)
+    loss = partial(contrastive_loss, temperature=0.05, entropy_weight=2.0)
+    good = loss(unit[:4], unit[:4], photos)
+    apart = loss(unit[:4], unit[4:], photos)
     twice = unit[[0, 0, 1, 1]]
-    crowded = contrastive_loss(twice, twice, photos)
+    crowded = loss(twice, twice, photos)
     assert good < apart
     assert good < crowded
-    same = contrastive_loss(twice, twice, torch.tensor([0, 0, 1, 1]))  # a photo drawn twice
+    same = loss(twice, twice, torch.tensor([0, 0, 1, 1]))  # a photo drawn twice
     torch.testing.assert_close(same, good)
 
 
@@ -210,6 +220,9 @@ def test_trained_weights_carry_all_that_is_known_of_them(trained: Path) -> None:
     about = read(trained).description
     assert about.input_size == 48
     assert about.training["steps_done"] == 4
+    assert about.training["start"] == read(DEFAULT_PATH).model_id()
+    assert about.training["temperature"] == 0.05
+    assert about.training["entropy_weight"] == 2.0
     assert about.evaluation["calibration"]["threshold"] == about.threshold
     assert 0 <= about.evaluation["micro_average_precision"] <= 1
     assert Embedder.load(trained, mode="fp32").threshold == about.threshold

@@ -10,22 +10,21 @@ Rotation: which quarter turn was it (RotNet, Gidaris et al., 2018), for the comp
 import torch
 from torch import Tensor, nn
 
-TEMPERATURE = 0.05
-ENTROPY_WEIGHT = 2.0
 
-
-def contrastive_loss(references: Tensor, copies: Tensor, photos: Tensor) -> Tensor:
+def contrastive_loss(
+    references: Tensor, copies: Tensor, photos: Tensor, temperature: float, entropy_weight: float
+) -> Tensor:
     """Loss of n pairs: references and copies (n, 128) unit rows, photos (n,) their ids."""
     views, owners = torch.cat([references, copies]), torch.cat([photos, photos])
     strangers = (views @ views.T).masked_fill(owners[:, None] == owners[None, :], -2.0)
 
-    positive = (references * copies).sum(1).repeat(2) / TEMPERATURE
-    negative = (strangers / TEMPERATURE).logsumexp(1)
+    positive = (references * copies).sum(1).repeat(2) / temperature
+    negative = (strangers / temperature).logsumexp(1)
     attraction = nn.functional.softplus(negative - positive).mean()
 
     nearest = strangers.amax(1)
     entropy = -(2 - 2 * nearest).clamp(min=1e-4).sqrt().log().mean()
-    return attraction + ENTROPY_WEIGHT * entropy
+    return attraction + entropy_weight * entropy
 
 
 def rotation_loss(pooled: Tensor, head: nn.Linear, turns: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from worker.errors import ConfigError
 from worker.images import PREPROCESSING
 from worker.network import DIMENSIONS, TruncatedResNet18
 from worker.training.lanes import Lanes, deal
@@ -31,6 +32,7 @@ class Recipe:
     objective: str = "contrastive"
     steps: int | None = None
     minutes: float | None = None
+    start: str | None = None  # model id of the weights it began with; None: random numbers
     batch: int = _option(256, "photos a step, each seen twice")
     size: int = _option(128, "pixels a side, of the last phase and of the shipped network")
     early_size: int = _option(80, "pixels a side at first: cheaper steps for coarse features")
@@ -40,6 +42,8 @@ class Recipe:
     decay: float = _option(0.02, "weight decay")
     held_out: float = _option(0.08, "share of photos set aside, by SHA-256")
     alike: int = _option(8, "photos that look alike brought together in a batch; 1 for none")
+    temperature: float = _option(0.05, "of the contrastive loss")
+    entropy_weight: float = _option(2.0, "of what spreads strangers, in the contrastive loss")
     lanes: int = _option(4, "threads that share a batch on a CPU")
     seed: int = _option(0, "decides views and first weights")
 
@@ -105,7 +109,8 @@ class Run:
         if self.recipe.objective == "rotation":
             return rotation_loss(rows, self.head, labels)
         references, copies = rows.chunk(2)
-        return contrastive_loss(references, copies, labels)
+        temperature, entropy_weight = self.recipe.temperature, self.recipe.entropy_weight
+        return contrastive_loss(references, copies, labels, temperature, entropy_weight)
 
     def _set_rate(self) -> None:
         done = min(1.0, self.progress())
@@ -125,12 +130,18 @@ class Run:
         near = None if self.near is None else torch.from_numpy(self.near)
         told = {"step": self.step, "seconds": self.seconds, "stage": self.stage, "near": near}
         partial = path.with_suffix(".partial")
-        torch.save({**parts, **told}, partial)
+        torch.save({"recipe": asdict(self.recipe), **parts, **told}, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Take up what `save` wrote. Only tensors and numbers are read, never code."""
+        """Take up what `save` wrote. Only tensors and plain values are read, never code.
+
+        Raises ConfigError for a checkpoint of another recipe.
+        """
         state: dict[str, Any] = torch.load(path, self.device, weights_only=True)
+        begun, wanted = state.get("recipe", {}), asdict(self.recipe)
+        if changed := [name for name in wanted if begun.get(name) != wanted[name]]:
+            raise ConfigError(f"{path} was begun with other settings: {', '.join(changed)}")
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds, self.stage = state["step"], state["seconds"], state["stage"]

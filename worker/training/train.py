@@ -38,7 +38,9 @@ CURVE_EVERY = 50  # steps
 def main(argv: list[str]) -> int:
     """Run the command; the exit status. Raises ConfigError for a wrong argument."""
     arguments = vars(_arguments(argv))
-    recipe = Recipe(**{field.name: arguments[field.name] for field in fields(Recipe)})
+    start = None if arguments["start"] is None else read_weights(arguments["start"])
+    settings = {field.name: arguments[field.name] for field in fields(Recipe)}
+    recipe = Recipe(**{**settings, "start": start and start.model_id()})
     kept, held_out = split(read_photos(arguments["photos"]), recipe.held_out)
     held_out = distinct(held_out)
     if len(kept) < recipe.batch or len(held_out) < FEWEST:
@@ -47,8 +49,8 @@ def main(argv: list[str]) -> int:
             f"{recipe.batch} (a batch) and {FEWEST} (to calibrate) are the least"
         )
     run, out = Run(recipe, pick_device(arguments["device"])), Path(arguments["out"])
-    if arguments["start"] is not None:
-        run.start_from(read_weights(arguments["start"]))
+    if start is not None:
+        run.start_from(start)
     if arguments["resume"]:
         run.load(out.with_suffix(".checkpoint"))
     views = Views(kept, recipe.size, recipe.seed, recipe.objective)
