@@ -283,16 +283,18 @@ def test_neither_names_nor_order_of_files_move_a_figure(trained: Path, tmp_path:
 def test_one_judge_leaves_out_what_is_stored_twice() -> None:
     once, again = (Photo(str(q), _recoded(tiles()[100], q), bytes([q])) for q in (90, 40))
     rest = [Photo(str(place), tiles()[place], bytes([place])) for place in range(0, 80, 10)]
-    pictures = Pictures([once, *rest[:3], again], rest[3:5], rest[5:])
+    third = Photo("third", _recoded(rest[6].image, 40), b"third")
+    pictures = Pictures([once, *rest[:3], again], [rest[3], third], rest[5:])
     judge = contestant("default@fp32")
     fair, told = without_reshots(pictures, judge, 0.9)
-    assert told == LeftOut(2, 0.9, "default@fp32", Embedder.load(mode="fp32").model_id)
+    assert told == LeftOut(2, 1, 0.9, "default@fp32", Embedder.load(mode="fp32").model_id)
     assert fair.left_out is not None
-    assert np.argwhere(fair.left_out).tolist() == [[0, 4], [4, 0]]
+    assert np.argwhere(fair.left_out).tolist() == [[0, 4], [4, 0], [6, 6]]
     before, after = (figures(run_trial(judge, each, lambda: None)) for each in (pictures, fair))
     assert before["recall_at_precision_0.999"] < 0.7
     assert after["recall_at_precision_0.999"] > 0.9
-    assert after["comparisons"] == before["comparisons"] - 2 * len(ATTACKS)
+    assert after["comparisons"] == before["comparisons"] - 2 * len(ATTACKS) - 1
+    assert after["strangers_called_duplicates"] == before["strangers_called_duplicates"] == 0.5
 
 
 def _recoded(image: Image.Image, quality: int) -> Image.Image:
@@ -302,16 +304,16 @@ def _recoded(image: Image.Image, quality: int) -> Image.Image:
 def test_what_is_left_out_is_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = write_tar(
-        tmp_path / "few.tar", [_recoded(tiles()[p], q) for p in (3, 99) for q in (90, 60)]
-    )
-    written = tmp_path / "figures.json"
+    few, written = write_tar(tmp_path / "few.tar", list(tiles()[:12])), tmp_path / "figures.json"
     command = f"--photos {few} --weights {trained}@fp32 --against rotation@fp32 --json {written}"
-    assert evaluate.main([*command.split(), "--same-as", "-1"]) == 0
+    assert evaluate.main([*command.split(), "--same-as", "0.2"]) == 0
     told = json.loads(written.read_text())["left_out"]
-    model_id = read(trained).model_id()
-    assert told == {"pairs": 2, "same_as": -1, "judge": f"{trained}@fp32", "model_id": model_id}
-    assert "without 2 pairs" in " ".join(capsys.readouterr().out.split())
+    assert told["judge"] == f"{trained}@fp32"
+    assert told["model_id"] == read(trained).model_id()
+    pairs = f"{told['pairs_of_originals']} pairs of originals and {told['pairs_of_strangers']} of"
+    assert f"without {pairs} strangers" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ConfigError, match="alike: none is left"):
+        evaluate.main([*command.split(), "--same-as", "-1"])
 
 
 def test_roles_in_an_evaluation_do_not_mix(archive: Path) -> None:

@@ -13,7 +13,8 @@ the thresholds of all edits together. `--json` writes all that and more; a thres
 where none is precise enough (it never holds NaN or Infinity).
 
 Collections photograph one thing twice, and such pairs count as false hits for everyone. `--same-as
-0.6` leaves out those that the weights under evaluation, and no other contestant, find so similar.
+0.6` leaves out those that the weights under evaluation, and no other contestant, find so similar;
+the share of strangers called duplicates still counts them.
 """
 
 import argparse
@@ -136,7 +137,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--same-as",
         type=float,
         metavar="COSINE",
-        help="leave out untouched originals and stored photos that --weights finds so similar",
+        help="leave out pairs of untouched photos that --weights finds at least so similar",
     )
     parser.add_argument("--json", help="write every figure to this file")
     parser.add_argument("--out", help="write plots and contact sheets into this folder")

@@ -44,8 +44,9 @@ def _title(left_out: LeftOut | None) -> str:
         return title
     judge = f"{left_out.judge} ({left_out.model_id})" if left_out.model_id else left_out.judge
     return (
-        f"{title}\nwithout {left_out.pairs:,} pairs of originals and stored photos "
-        f"that {judge} finds at least {left_out.same_as:g} alike"
+        f"{title}\nwithout {left_out.pairs_of_originals:,} pairs of originals and "
+        f"{left_out.pairs_of_strangers:,} of strangers with stored photos "
+        f"that {judge} finds at least {left_out.same_as:g} alike, untouched"
     )
 
 

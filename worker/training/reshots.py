@@ -1,12 +1,11 @@
 """Photos of one thing taken twice: true pairs of no copy, which count as errors for everyone.
 
-Knows no edits: only untouched originals and stored photos are compared.
+Knows no edits: only untouched photos are compared.
 """
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from worker.errors import ConfigError
 from worker.training.contestants import Contestant
 from worker.training.trial import Pictures, describe
 
@@ -15,7 +14,8 @@ from worker.training.trial import Pictures, describe
 class LeftOut:
     """What was left out, and by whose judgement."""
 
-    pairs: int
+    pairs_of_originals: int
+    pairs_of_strangers: int
     same_as: float  # least cosine of a pair that is left out
     judge: str
     model_id: str | None  # of the judge; None for a hash or a network of others
@@ -24,14 +24,18 @@ class LeftOut:
 def without_reshots(
     pictures: Pictures, judge: Contestant, same_as: float
 ) -> tuple[Pictures, LeftOut]:
-    """Leave out the pairs of an untouched original and another stored photo, at least so similar.
+    """Leave out the pairs of an original or a stranger and a stored photo, at least so similar.
 
-    One judge serves all contestants, lest each be forgiven its own errors. Strangers keep all
-    their pairs: these are asked untouched, so leaving out would decide what is measured.
+    One judge serves all contestants, lest each be forgiven its own errors. Raises ConfigError when
+    no false pair remains.
     """
-    rows = describe(judge, [photo.image for photo in pictures.stored])
+    asked, stored = (
+        describe(judge, [photo.image for photo in photos])
+        for photos in (pictures.asked, pictures.stored)
+    )
+    same = (asked @ stored.T >= same_as) & pictures.others()
+    if (same == pictures.others()).all():
+        raise ConfigError(f"all photos are at least {same_as:g} alike: none is left to tell apart")
     originals = len(pictures.originals)
-    same = rows[:originals] @ rows.T >= same_as
-    same[np.arange(originals), np.arange(originals)] = False
-    told = LeftOut(int(same.sum()), same_as, judge.name, judge.model_id)
-    return replace(pictures, left_out=same), told
+    counts = int(same[:originals].sum()), int(same[originals:].sum())
+    return replace(pictures, left_out=same), LeftOut(*counts, same_as, judge.name, judge.model_id)

@@ -29,7 +29,12 @@ class Pictures:
     originals: list[Photo]
     strangers: list[Photo]  # queries without a stored original
     distractors: list[Photo]
-    left_out: NDArray[np.bool_] | None = None  # (originals, stored) pairs that count as nothing
+    left_out: NDArray[np.bool_] | None = None  # (asked, stored) pairs that count as nothing
+
+    @property
+    def asked(self) -> list[Photo]:
+        """Originals, then strangers."""
+        return self.originals + self.strangers
 
     @property
     def stored(self) -> list[Photo]:
@@ -37,8 +42,9 @@ class Pictures:
         return self.originals + self.distractors
 
     def others(self) -> NDArray[np.bool_]:
-        """(originals, stored): which stored pictures are false hits for copies of an original."""
-        others = ~np.eye(len(self.originals), len(self.stored), dtype=bool)
+        """(asked, stored): which stored pictures are false hits for a query."""
+        others = np.ones((len(self.asked), len(self.stored)), bool)
+        np.fill_diagonal(others[: len(self.originals)], False)
         return others if self.left_out is None else others & ~self.left_out
 
 
@@ -102,13 +108,11 @@ def _score(who: Contestant, pictures: Pictures, rows: Rows, queries: dict[str, R
     nearest = np.empty(0, np.float32)
     for name, asked in queries.items():
         scores = asked @ rows.T
-        askers = pictures.strangers if name == STRANGERS else pictures.originals
+        askers, false = pictures.originals, others[:count]
         if name == STRANGERS:
-            nearest = scores.max(1)
-            blocks[name] = count_false(scores, true)
-        else:
-            scores[~others] = -2
-            blocks[name] = count_false(scores[others], true)
+            askers, false, nearest = pictures.strangers, others[count:], scores.max(1)
+        blocks[name] = count_false(scores[false], true)
+        scores[~false] = -2
         for query in np.argsort(-scores.max(1))[:12]:
             best = int(scores[query].argmax())
             hits.append(Pair(name, askers[query], stored[best], float(scores[query, best])))
