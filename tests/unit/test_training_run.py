@@ -2,9 +2,11 @@
 
 import io
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -313,7 +315,7 @@ def test_what_is_left_out_is_told(
     pairs = f"{told['pairs_of_originals']} pairs of originals and {told['pairs_of_strangers']} of"
     assert f"without {pairs} strangers" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ConfigError, match="alike: none is left"):
-        evaluate.main([*command.split(), "--same-as", "-1"])
+        evaluate.main([*command.split(), "--same-as", "-0.999"])
 
 
 def test_roles_in_an_evaluation_do_not_mix(archive: Path) -> None:
@@ -398,6 +400,63 @@ def test_too_few_photos_are_one_line_errors(tmp_path: Path, trained: Path) -> No
         calibrate.main(f"--photos {few} --weights {trained} --mode fp32".split())
     with pytest.raises(ConfigError, match="too few"):
         evaluate.main(f"--photos {few} --weights {trained}@fp32".split())
+
+
+def test_a_wrong_argument_is_told_before_any_photo_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere, nothing = tmp_path / "missing" / "file", f"--photos {tmp_path / 'none.tar'}"
+    (tmp_path / "taken").touch()
+    evaluating, calibrating = partial(_refused, evaluate), partial(_refused, calibrate)
+    training = partial(_refused, train)
+    evaluating(f"{nothing} --json {nowhere}", "no folder")
+    evaluating(f"{nothing} --out {tmp_path / 'taken'}", "cannot be a folder")
+    calibrating(f"{nothing} --plot {nowhere}", "no folder")
+    calibrating(f"{nothing} --write {nowhere}", "no folder")
+    training(f"{nothing} --steps 1 --out {nowhere}", "no folder")
+    training(f"{nothing} --steps 1 --out {tmp_path}", "cannot be written")
+    training(f"{nothing} --steps 1 --out {tmp_path / 'w'} --resume", "w.checkpoint to resume from")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    evaluating(f"{nothing} --out {tmp_path / 'out'}", "matplotlib")
+    calibrating(f"{nothing} --plot {tmp_path / 'p.png'}", "matplotlib")
+
+
+def _refused(command: ModuleType, line: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        command.main(line.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (calibrate, "--stored -5"),
+        (evaluate, "--originals 0"),
+        (evaluate, "--held-out 2"),
+        (evaluate, "--same-as nan"),
+        (train, "--out w --steps 0"),
+        (train, "--out w --steps 1 --save-every 0"),
+        (train, "--out w --minutes 1 --warmup 0"),
+    ],
+)
+def test_a_number_out_of_range_is_exit_status_2(
+    command: ModuleType, flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.main(["--photos", "none.tar", *flags.split()])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("worker ")
+
+
+def test_a_curve_begins_anew_unless_the_run_is_taken_up(tmp_path: Path) -> None:
+    out, curve = tmp_path / "w.safetensors", tmp_path / "w.curve.jsonl"
+    curve.write_text("of an older run\n")
+    views = Views(read_tiles(), TINY.size, 0, "contrastive")
+    done = Run(replace(TINY, steps=1), "cpu")
+    train.follow(done, views, out, 0, 100)
+    assert curve.read_text() == ""  # too short for a point
+    curve.write_text("of this run\n")
+    train.follow(done, views, out, 0, 100)
+    assert curve.read_text() == "of this run\n"
 
 
 @pytest.mark.parametrize("name", ["phash", "dhash", "pdq", "efficientnet-lite0", "rotation@bf16"])

@@ -11,7 +11,6 @@ pictures, and continued as distances to a nearest neighbour fall: by a power (Le
 
 import argparse
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from worker import vectors, weightfile
 from worker.embedder import MODES, Embedder
 from worker.errors import ConfigError
 from worker.images import to_pixels
+from worker.training import report
+from worker.training.arguments import check_file, share, whole
 from worker.training.photos import Photo, distinct, read_photos, split
 
 FEWEST = 200  # pictures; the 95 % point of fewer means little
@@ -103,6 +104,10 @@ def propose(nearest: Nearest, false_rate: float, stored: int | None = None) -> P
 def main(argv: list[str]) -> int:
     """Run the command; the exit status. Raises ConfigError for a wrong argument."""
     arguments = _arguments(argv)
+    check_file(arguments.write)
+    if arguments.plot:
+        check_file(arguments.plot)
+        report.pyplot()
     photos = distinct(read_photos(arguments.photos))
     if arguments.held_out < 1:
         photos = split(photos, arguments.held_out)[1]
@@ -110,9 +115,7 @@ def main(argv: list[str]) -> int:
     proposal, nearest = calibrated(embedder, photos, arguments.false_rate, arguments.stored)
     _tell(proposal, nearest, photos, Console())
     if arguments.plot:
-        from worker.training.report import plot_calibration
-
-        plot_calibration(nearest.similarity, proposal.threshold, Path(arguments.plot))
+        report.plot_calibration(nearest.similarity, proposal.threshold, Path(arguments.plot))
     if arguments.write:
         path = Path(arguments.write)
         described = replace(embedder.description, threshold=proposal.threshold)
@@ -132,27 +135,19 @@ def _tell(proposal: Proposal, nearest: Nearest, photos: list[Photo], console: Co
         console.print(f"  {nearest.similarity[place]:.4f}  {photos[place].name}  {other}")
 
 
-def _share(least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not least < value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not above {least:g} and at most {most:g}")
-        return value
-
-    return parse
-
-
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="worker calibrate", description=_SUMMARY)
     parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
     parser.add_argument("--weights", default="default", help="default, imagenet or a file")
     parser.add_argument("--mode", choices=MODES, default="auto", help="embedding mode")
     parser.add_argument(
-        "--false-rate", type=_share(0, 0.5), default=0.001, help="false alarms a new picture"
+        "--false-rate", type=share(0, 0.5), default=0.001, help="false alarms a new picture"
     )
-    parser.add_argument("--stored", type=int, help="pictures the index will hold (default: these)")
     parser.add_argument(
-        "--held-out", type=_share(0, 1), default=1.0, help="use the share training did not see"
+        "--stored", type=whole(1), help="pictures the index will hold (default: these)"
+    )
+    parser.add_argument(
+        "--held-out", type=share(0, 1), default=1.0, help="use the share training did not see"
     )
     parser.add_argument("--plot", help="write the histogram to this PNG")
     parser.add_argument("--write", help="write the weights with the new threshold to this file")

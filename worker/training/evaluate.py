@@ -29,6 +29,7 @@ from rich.progress import Progress
 
 from worker.errors import ConfigError
 from worker.training import report
+from worker.training.arguments import check_file, check_folder, share, whole
 from worker.training.attacks import ATTACKS
 from worker.training.contestants import Contestant, contestant
 from worker.training.photos import Photo, distinct, read_photos, split, without_pictures_of
@@ -75,6 +76,10 @@ def evaluate(who: list[Contestant], pictures: Pictures, console: Console) -> lis
 def main(argv: list[str]) -> int:
     """Run the command; the exit status. Raises ConfigError for a wrong argument."""
     arguments = _arguments(argv)
+    check_file(arguments.json)
+    if arguments.out:
+        check_folder(arguments.out)
+        report.pyplot()
     names = [arguments.weights, *filter(None, arguments.against.split(","))]
     who = [contestant(name) for name in names]
     others = read_photos(arguments.distractors) if arguments.distractors else []
@@ -110,7 +115,6 @@ def _document(
 
 
 def _draw(trials: list[Trial], results: dict[str, dict[str, Any]], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     report.plot_recall(results, folder / "recall-by-edit.png")
     report.plot_scores(trials[0], folder / "scores.png")
     report.contact_sheet(trials[0].misses, folder / "worst-misses.png")
@@ -129,13 +133,18 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         default="",
         help="others, with commas: phash,dhash,pdq,efficientnet-lite0,imagenet,rotation, a file",
     )
-    parser.add_argument("--originals", type=int, default=300, help="at most so many (default 300)")
     parser.add_argument(
-        "--held-out", type=float, default=1.0, help="ask only about this share, as train set aside"
+        "--originals", type=whole(2), default=300, help="at most so many (default 300)"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=share(0, 1),
+        default=1.0,
+        help="ask only about this share, as train set aside",
     )
     parser.add_argument(
         "--same-as",
-        type=float,
+        type=share(-1, 1),
         metavar="COSINE",
         help="leave out pairs of untouched photos that --weights finds at least so similar",
     )

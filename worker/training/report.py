@@ -77,7 +77,7 @@ def edits_table(results: dict[str, dict[str, Any]]) -> Table:
 
 def plot_recall(results: dict[str, dict[str, Any]], path: Path) -> None:
     """Bars: recall at precision 0.99 by edit."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 8), layout="constrained")
     places, height = np.arange(len(ATTACKS)), 0.8 / len(results)
     for order, (name, result) in enumerate(results.items()):
@@ -94,7 +94,7 @@ def plot_recall(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 def plot_scores(trial: Trial, path: Path) -> None:
     """Histograms: similarities of copies by tier, and of the strangers' nearest picture."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     bins = np.linspace(min(0.0, float(trial.true.min())), 1, 101)
     rows = trial.true.reshape(len(ATTACKS), -1)
@@ -112,7 +112,7 @@ def plot_scores(trial: Trial, path: Path) -> None:
 
 def plot_calibration(similarity: NDArray[np.float64], threshold: float, path: Path) -> None:
     """Share of pictures whose nearest stranger is at least as similar, and the threshold."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     share = 1 - np.arange(len(similarity)) / len(similarity)
     axes.semilogy(np.sort(similarity), share, drawstyle="steps-pre")
@@ -142,7 +142,8 @@ def contact_sheet(pairs: Sequence[Pair], path: Path) -> None:
     sheet.save(path)
 
 
-def _pyplot() -> ModuleType:
+def pyplot() -> ModuleType:
+    """What draws the plots. Raises ConfigError where matplotlib is missing."""
     try:
         import matplotlib as mpl
     except ImportError as error:

@@ -1,6 +1,7 @@
 """One training run: its recipe, its state, one step of it, and its checkpoint."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from worker.errors import ConfigError
 from worker.images import PREPROCESSING
 from worker.network import DIMENSIONS, TruncatedResNet18
+from worker.training.arguments import share, whole
 from worker.training.lanes import Lanes, deal
 from worker.training.objective import contrastive_loss, rotation_loss
 from worker.weightfile import Description, Weights
@@ -21,8 +23,8 @@ PARTS = ("network", "head", "optimizer")  # of a checkpoint
 STAGES = 8  # of a run; look-alikes change while the network learns
 
 
-def _option(default: Any, about: str) -> Any:
-    return field(default=default, metadata={"help": f"{about} (default {default})"})
+def _option(default: Any, about: str, parse: Callable[[str], Any]) -> Any:
+    return field(default=default, metadata={"help": f"{about} (default {default})", "type": parse})
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,29 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     start: str | None = None  # model id of the weights it began with; None: random numbers
-    batch: int = _option(256, "photos a step, each seen twice")
-    size: int = _option(128, "pixels a side, of the last phase and of the shipped network")
-    early_size: int = _option(80, "pixels a side at first: cheaper steps for coarse features")
-    early_share: float = _option(0.5, "share of the run with the early size")
-    rate: float = _option(3e-3, "highest learning rate of AdamW")
-    warmup: float = _option(0.03, "share of the run in which the rate rises; then it falls to 0")
-    decay: float = _option(0.02, "weight decay")
-    held_out: float = _option(0.08, "share of photos set aside, by SHA-256")
-    alike: int = _option(8, "photos that look alike brought together in a batch; 1 for none")
-    temperature: float = _option(0.05, "of the contrastive loss")
-    entropy_weight: float = _option(2.0, "of what spreads strangers, in the contrastive loss")
-    lanes: int = _option(4, "threads that share a batch on a CPU")
-    seed: int = _option(0, "decides views and first weights")
+    batch: int = _option(256, "photos a step, each seen twice", whole(1))
+    size: int = _option(
+        128, "pixels a side, of the last phase and of the shipped network", whole(32)
+    )
+    early_size: int = _option(
+        80, "pixels a side at first: cheaper steps for coarse features", whole(32)
+    )
+    early_share: float = _option(0.5, "share of the run with the early size", float)
+    rate: float = _option(3e-3, "highest learning rate of AdamW", share(0, math.inf))
+    warmup: float = _option(
+        0.03, "share of the run in which the rate rises; then it falls to 0", share(0, 1)
+    )
+    decay: float = _option(0.02, "weight decay", float)
+    held_out: float = _option(0.08, "share of photos set aside, by SHA-256", share(0, 1))
+    alike: int = _option(
+        8, "photos that look alike brought together in a batch; 1 for none", whole(1)
+    )
+    temperature: float = _option(0.05, "of the contrastive loss", share(0, math.inf))
+    entropy_weight: float = _option(
+        2.0, "of what spreads strangers, in the contrastive loss", float
+    )
+    lanes: int = _option(4, "threads that share a batch on a CPU", whole(1))
+    seed: int = _option(0, "decides views and first weights", whole(0))
 
 
 class Run:

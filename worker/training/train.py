@@ -10,6 +10,7 @@ follows the clock. The photos set aside calibrate the threshold and measure the 
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
+from worker.training.arguments import check_file, share, whole
 from worker.training.calibrate import FEWEST, calibrated
 from worker.training.contestants import Embedded
 from worker.training.evaluate import arrange
@@ -38,6 +40,11 @@ CURVE_EVERY = 50  # steps
 def main(argv: list[str]) -> int:
     """Run the command; the exit status. Raises ConfigError for a wrong argument."""
     arguments = vars(_arguments(argv))
+    out = Path(arguments["out"])
+    check_file(arguments["out"])
+    checkpoint = out.with_suffix(".checkpoint")
+    if arguments["resume"] and not checkpoint.is_file():
+        raise ConfigError(f"there is no {checkpoint} to resume from")
     start = None if arguments["start"] is None else read_weights(arguments["start"])
     settings = {field.name: arguments[field.name] for field in fields(Recipe)}
     recipe = Recipe(**{**settings, "start": start and start.model_id()})
@@ -48,11 +55,11 @@ def main(argv: list[str]) -> int:
             f"{len(kept)} photos to train on and {len(held_out)} held out are too few: "
             f"{recipe.batch} (a batch) and {FEWEST} (to calibrate) are the least"
         )
-    run, out = Run(recipe, pick_device(arguments["device"])), Path(arguments["out"])
+    run = Run(recipe, pick_device(arguments["device"]))
     if start is not None:
         run.start_from(start)
     if arguments["resume"]:
-        run.load(out.with_suffix(".checkpoint"))
+        run.load(checkpoint)
     views = Views(kept, recipe.size, recipe.seed, recipe.objective)
     follow(run, views, out, arguments["processes"], arguments["save_every"])
     settle(run, views, kept)
@@ -61,10 +68,14 @@ def main(argv: list[str]) -> int:
 
 
 def follow(run: Run, views: Views, out: Path, processes: int, save_every: int) -> None:
-    """Run to the end of the schedule, with a progress bar, a curve and checkpoints."""
+    """Run to the end of the schedule, with a progress bar, a curve and checkpoints.
+
+    A run that was taken up continues its curve, another one begins the file anew.
+    """
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar, out.with_suffix(".curve.jsonl").open("a") as curve:
+    path = out.with_suffix(".curve.jsonl")
+    with Progress(*columns) as bar, path.open("a" if run.step else "w") as curve:
         task = bar.add_task("train", total=1.0)
         for loss, rate in steps(run, views, processes):
             about = f"step {run.step}  loss {loss:.3f}  {rate:.0f} views/s"
@@ -117,16 +128,18 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--start", help="fine-tune these weights: default, imagenet or a file")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--processes", type=int, default=1, help="processes that make views")
-    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--processes", type=whole(0), default=1, help="processes that make views")
+    parser.add_argument(
+        "--save-every", type=whole(1), default=100, help="steps between checkpoints"
+    )
     length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--steps", type=int, help="length of the run in steps")
-    length.add_argument("--minutes", type=float, help="length of the run by the clock")
+    length.add_argument("--steps", type=whole(1), help="length of the run in steps")
+    length.add_argument("--minutes", type=share(0, math.inf), help="length of the run by the clock")
     choices = ("contrastive", "rotation")
     parser.add_argument("--objective", choices=choices, default="contrastive", help="what to learn")
     for option in (field for field in fields(Recipe) if field.metadata):
-        name, kind = "--" + option.name.replace("_", "-"), type(option.default)
-        parser.add_argument(name, type=kind, default=option.default, help=option.metadata["help"])
+        name = "--" + option.name.replace("_", "-")
+        parser.add_argument(name, default=option.default, **option.metadata)
     return parser.parse_args(argv)
 
 
