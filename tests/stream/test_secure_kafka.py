@@ -28,7 +28,7 @@ def access(tmp_path_factory: pytest.TempPathFactory) -> Access:
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = [
         *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-        *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1"),
         *("-keyout", str(key), "-out", str(certificate)),
     ]
     subprocess.run(command, check=True, capture_output=True)
@@ -119,6 +119,17 @@ def test_a_server_of_another_authority_is_not_trusted(
     ]
     subprocess.run(command, check=True, capture_output=True)
     done = publish(secure_kafka, access, "PLAIN", PASSWORD, other)
+    assert done.returncode == 2
+    assert PASSWORD.encode() not in done.stdout + done.stderr
+
+
+def test_a_server_of_another_name_is_not_trusted(
+    secure_kafka: LocalApacheKafka, access: Access
+) -> None:
+    elsewhere = secure_kafka.secure_bootstrap.replace("127.0.0.1", "localhost")
+    assert elsewhere != secure_kafka.secure_bootstrap
+    more = {"bootstrap-servers": elsewhere}
+    done = publish(secure_kafka, access, "PLAIN", PASSWORD, access.certificate, more=more)
     assert done.returncode == 2
     assert PASSWORD.encode() not in done.stdout + done.stderr
 

@@ -52,7 +52,7 @@ def make_certificate(folder: Path, password: str | None = None) -> Certificate:
     locked = ["-nodes"] if password is None else ["-passout", f"pass:{password}"]
     command = [
         *("openssl", "req", "-x509", "-newkey", "rsa:2048", *locked, "-days", "2"),
-        *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1"),
         *("-keyout", str(made.key), "-out", str(made.certificate)),
     ]
     subprocess.run(command, check=True, capture_output=True)
@@ -117,7 +117,7 @@ def test_tls_and_an_acl_user_are_enough_for_a_worker(
     assert check(Store(connect(settings)), "default") == []
 
 
-@pytest.mark.parametrize("wrong", ["password", "user", "authority", "plaintext"])
+@pytest.mark.parametrize("wrong", ["password", "user", "authority", "name", "plaintext"])
 def test_redis_lets_nobody_else_in(
     secure_redis: SecureRedis, certificate: Certificate, tmp_path: Path, wrong: str
 ) -> None:
@@ -125,6 +125,9 @@ def test_redis_lets_nobody_else_in(
         "password": {"redis_password": PASSWORD[::-1]},
         "user": {"redis_username": None, "redis_password": None},
         "authority": {"redis_ca_file": make_certificate(tmp_path).certificate},
+        "name": {
+            "redis_url": f"rediss://localhost:{secure_redis.port}/0"
+        },  # not in its certificate
         "plaintext": {
             "redis_url": f"redis://127.0.0.1:{secure_redis.server.port}/0",
             "redis_username": None,
@@ -135,6 +138,7 @@ def test_redis_lets_nobody_else_in(
     settings = load(RedisSettings, secure_redis.settings(certificate, **changes[wrong]))
     with pytest.raises(InfrastructureError) as caught:
         Store(connect(settings)).command("PING")
+    assert wrong != "name" or "Hostname mismatch" in str(caught.value)
     assert PASSWORD not in str(caught.value)
     assert PASSWORD[::-1] not in str(caught.value)
 
