@@ -110,6 +110,23 @@ def test_what_is_left_out_is_told(
         evaluate.main([*command.split(), "--same-as", "-0.999"])
 
 
+@pytest.fixture(scope="module")
+def unrounded(archive: Path) -> float:
+    return _precision("default@float", archive)
+
+
+def _precision(name: str, archive: Path) -> float:
+    pictures = arrange(read_photos([archive]), [], originals=24, held_out=0.1)
+    found = figures(run_trial(contestant(name), pictures, lambda: None))
+    return float(found["micro_average_precision"])
+
+
+@pytest.mark.parametrize("mode", ["fp32", "bf16", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_no_mode_loses_by_rounding(mode: str, archive: Path, unrounded: float) -> None:
+    assert 0.5 < unrounded < 0.99, "neither hopeless nor too easy to lose anything"
+    assert _precision(f"default@{mode}", archive) >= unrounded - 0.002
+
+
 def test_roles_in_an_evaluation_do_not_mix(archive: Path) -> None:
     photos = read_photos([archive])
     pictures = arrange(photos, photos, originals=10, held_out=0.2)
