@@ -106,7 +106,8 @@ def plot(memory: Sequence[int], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 3.5), layout="constrained")
     axes.plot([ROUND * (at + 1) / 1e3 for at in range(len(memory))], [m / 1e6 for m in memory])
-    axes.set(xlabel="thousand events", ylabel="resident MB, worker and decoders", ylim=(0, None))
+    axes.set(xlabel="thousand events", ylabel="resident MB, worker and decoders")
+    axes.set_ylim(0, 1.1 * max(memory) / 1e6)
     axes.grid(alpha=0.3)
     figure.savefig(path)
 
