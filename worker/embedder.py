@@ -17,7 +17,7 @@ from worker.images import PREPROCESSING, ImageLimits, decode
 from worker.network import DIMENSIONS, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
-DEFAULT_SHA256 = "07515f89ac7016c65b9cf33f02f7da496d3b2b19512a45dcf8f9d0c2a300b0fa"
+DEFAULT_SHA256 = "b3e9743c3a12a95b1d7754970d636f87ffebe81254f0acb151a01d1e718306ce"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts
