@@ -134,8 +134,10 @@ class TransactionalPublisher:
                     return
             producer = self._producer
             producer.begin_transaction()
-            futures = [send(producer, message) for message in messages]
+            futures: list[Any] = []
             try:
+                for message in messages:
+                    futures.append(send(producer, message))
                 self._watched(
                     lambda: producer.send_offsets_to_transaction(structs(offsets), membership)
                 )

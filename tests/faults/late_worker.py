@@ -1,4 +1,7 @@
-"""A worker that comes to the offsets of a transaction once its messages have failed already."""
+"""A worker that comes to the next step of a transaction once its messages have failed already.
+
+As on a machine whose other processes all come first. Its one argument names the late step.
+"""
 
 import sys
 import time
@@ -12,8 +15,17 @@ from worker.__main__ import main
 LATE_SECONDS = 1.0
 
 
-class LateProducer(KafkaProducer):  # type: ignore[misc]
-    """As on a machine whose other processes all come first."""
+class LateSends(KafkaProducer):  # type: ignore[misc]
+    """Sends a message once all before it are acknowledged or refused."""
+
+    def send(self, *arguments: Any, **options: Any) -> Any:
+        """The same, later."""
+        self.flush()
+        return super().send(*arguments, **options)
+
+
+class LateOffsets(KafkaProducer):  # type: ignore[misc]
+    """Adds the offsets once all messages are acknowledged or refused."""
 
     def send_offsets_to_transaction(self, *arguments: Any, **options: Any) -> Any:
         """The same, later."""
@@ -22,5 +34,6 @@ class LateProducer(KafkaProducer):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    vars(publishing)["KafkaProducer"] = LateProducer
+    late = {"sends": LateSends, "offsets": LateOffsets}
+    vars(publishing)["KafkaProducer"] = late[sys.argv[1]]
     sys.exit(main([]))
