@@ -10,7 +10,7 @@ import signal
 import sys
 from importlib.metadata import version
 
-from worker import config, logs
+from worker import config, logs, memory
 from worker.errors import ConfigError
 from worker.service import Service
 
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
 
 def run(argv: list[str]) -> int:
     """Run a worker until SIGTERM or SIGINT. Exit status 0: everything in flight was finished."""
+    memory.keep_freed()
     release = version("image-dedup-stream")
     parser = _parser(release)
     settings = config.from_flags(config.Settings, parser.parse_args(argv))

@@ -158,7 +158,10 @@ class Settings(KafkaSettings, RedisSettings):
         description="exactly-once: age at which the brokers abort a dead worker's transaction",
     )
     revoke_timeout_seconds: float = Field(
-        5.0, ge=0, le=300, description="how long a rebalance waits for work in flight"
+        5.0,
+        ge=0,
+        le=300,
+        description="at-least-once: how long a rebalance waits for work in flight",
     )
     shutdown_timeout_seconds: float = Field(
         25.0, ge=1, le=600, description="deadline for finishing after SIGTERM"
@@ -171,9 +174,14 @@ class Settings(KafkaSettings, RedisSettings):
     in_flight_bytes: int = Field(
         256 * MIB, ge=MIB, description="bytes of events in work at once; more pauses, too"
     )
-    batch_images: int = Field(64, ge=1, le=4096, description="most images embedded at once")
+    batch_images: int = Field(
+        64, ge=1, le=4096, description="most images recognised, embedded and stored at once"
+    )
     batch_wait_seconds: float = Field(
-        0.02, ge=0, le=10, description="longest wait for a fuller batch while more is decoding"
+        0.02,
+        ge=0,
+        le=10,
+        description="wait for a fuller batch while more is coming; for a full one five times that",
     )
 
     # Events

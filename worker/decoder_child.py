@@ -31,6 +31,7 @@ ANSWER = struct.Struct("<BI")
 PIXELS, REFUSED = 0, 1
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_NICENESS = 10  # a decoder that runs ahead of the embedding only lengthens the queue before it
 
 
 def main(argv: list[str]) -> int:
@@ -72,7 +73,8 @@ def _write(pipe: int, data: bytes | memoryview) -> None:
 
 
 def _stay_out_of_the_way(parent: int) -> None:
-    """Die with the parent, leave its signals to it, and write no core files."""
+    """Die with the parent, leave its signals and the processor to it, and write no core files."""
+    os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -79,14 +79,18 @@ class Lanes(Generic[Job]):
             self._closed = True
             self._changed.notify_all()
 
-    def take(self, most: int, patience: float = 0.0) -> list[Job]:
+    def take(
+        self, most: int, patience: float = 0.0, crowded_patience: float | None = None
+    ) -> list[Job]:
         """Wait for ready heads; return up to `most` of them, or [] once closed and empty.
 
         With at least one ready, wait up to `patience` seconds for more, but only while other
         jobs are here and on their way: a lone job never waits. Where as many as could be taken
         are on their way, each has a queue behind it in which it would wait longer, and a full
-        batch is cheaper: then the patience is `CROWDED` times as long.
+        batch is cheaper: then the patience is `CROWDED` times as long, or what is given.
         """
+        if crowded_patience is None:
+            crowded_patience = patience * CROWDED
         with self._changed:
             taken: list[Job] = []
             started: float | None = None
@@ -97,7 +101,7 @@ class Lanes(Generic[Job]):
                 if taken and started is None:
                     started = monotonic()
                 crowded = len(taken) + sum(map(len, self._lanes.values())) >= most
-                limit = patience * CROWDED if crowded else patience
+                limit = crowded_patience if crowded else patience
                 remaining = None if started is None else started + limit - monotonic()
                 if remaining is not None and remaining <= 0:
                     return taken

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 POLL_EVENTS = 256  # most events taken from one poll, so that commits keep their pace
+BUSY_EVENTS = 16  # in work: no stage waits for more
+BREATH_SECONDS = 0.01  # between polls when busy
 STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
 
 # Publishes the outcomes of those jobs that are still ours, and answers which they were.
@@ -123,6 +125,9 @@ class Loop:
             return
         self._pipeline.admit(self._assignment.admit(records))
         self._commit_if_due()
+        if self._assignment.unfinished() >= BUSY_EVENTS:
+            # A poll costs three trips to kafka-python's own thread, however few events it brings.
+            self._stop.wait(BREATH_SECONDS)
         if lost := self._pipeline.lost():
             self._replay(lost)
 

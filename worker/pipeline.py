@@ -190,7 +190,7 @@ class Pipeline:
         scheme = uri.partition(":")[0].lower()
         # The scheme is a stranger's text; a label must not be.
         labels = self._metrics.fetch.labels
-        label = scheme if scheme in ("http", "https", "file") else "other"
+        label = scheme if scheme in ("http", "https", "file", "s3") else "other"
         try:
             with self._metrics.stage("read"):
                 data = self._persist_fetch("fetch", self._fetcher.fetch, uri)
@@ -259,10 +259,11 @@ class Pipeline:
 
     def _embed_stage(self) -> None:
         settings = self._settings
-        most, patience = settings.batch_images, settings.batch_wait_seconds
-        if not self._embedder.fills:  # a fuller batch is hardly cheaper: `_resolve_stage` waits
-            most, patience = min(most, SOON), 0.0
-        while jobs := self._decoded.take(most, patience):
+        most, waits = settings.batch_images, [settings.batch_wait_seconds]
+        if not self._embedder.fills:
+            # Only eight together are cheaper than each alone: worth a wait when as many are coming.
+            most, waits = min(most, SOON), [0.0, settings.batch_wait_seconds]
+        while jobs := self._decoded.take(most, *waits):
             self._embed([job for job in jobs if job.pixels is not None and job.live])
             self._passed_embedder += len(jobs)
             self._embedded.put(jobs)

@@ -251,3 +251,4 @@ def test_children_leave_signals_to_the_parent_and_stay_small(pool: DecoderPool) 
     assert pool.pids() == [pid]
     maps = {mapped.path for mapped in psutil.Process(pid).memory_maps()}
     assert not any("torch" in path for path in maps)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)

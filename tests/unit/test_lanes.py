@@ -104,6 +104,21 @@ def test_patience_is_longer_where_a_whole_batch_is_on_its_way(
         assert list(left) == unread
 
 
+def test_patience_may_be_for_a_whole_batch_alone() -> None:
+    for others, taken in ((2, 1), (3, 4)):
+        queue = lanes()
+        late = [Item(Q, n, ready=False) for n in range(others)]
+        queue.put([Item(P, 0), *late])
+        with ThreadPoolExecutor(1) as pool:
+            taking = pool.submit(queue.take, 4, 0.0, LONG)
+            if taken == 1:  # it waits for nobody
+                assert len(taking.result(10)) == 1
+            for item in late:
+                item.ready = True
+                queue.wake()
+            assert len(taking.result(10)) == taken
+
+
 def test_whoever_is_behind_takes_all_that_is_queued() -> None:
     queue: Queue[list[Item]] = Queue()
     for number in range(3):
