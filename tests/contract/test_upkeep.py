@@ -128,6 +128,9 @@ def test_namespaces_are_audited_in_turn_after_a_pause_each(
         (lambda keys: ("HSET", id_of(keys, "p-4"), digest("p-4"), 3), "has another id"),
         (lambda keys: ("HSET", sha_of(keys, b"no"), b"no" * 8, 3), "no living original"),
         (lambda keys: ("HSET", sha_of(keys, b"\0"), b"\0" * 16, 0), "leads to sequence 0"),
+        (lambda keys: ("HSET", id_of(keys, "p-4"), digest("p-4"), b"x"), "leads to sequence x"),
+        (lambda keys: ("HSET", *keys.record(3), b"x"), "record of sequence 3 has 1 bytes"),
+        (lambda keys: ("HSET", keys.record(3)[0], keys.record(3)[1] + 1, b"\xff"), "not lead back"),
         (lambda keys: ("HSET", keys.record(0)[0], 0, b"x"), "field b'0' of no sequence"),
         (lambda keys: ("HSET", keys.record(0)[0], 21 * 4, b"x"), "field b'84' of no sequence"),
         (lambda keys: ("HSET", keys.record(0)[0], "x", b"x"), "field b'x' of no sequence"),
@@ -139,6 +142,7 @@ def test_namespaces_are_audited_in_turn_after_a_pause_each(
         (lambda keys: ("ZADD", keys.prefix + "copies:x", 0, 0), "sequence 0 is listed as a copy"),
         (lambda keys: ("ZADD", keys.prefix + "copies:x", 3, 3), "sequence 3 is listed as a copy"),
         (lambda keys: ("ZADD", keys.prefix + "copies:x", 33, 33), "sequence 33 is listed"),
+        (lambda keys: ("ZADD", keys.prefix + "copies:x", 0, "x"), "sequence x is listed"),
         (lambda keys: ("HINCRBY", keys.meta, "version", 1), "another version"),
     ],
 )

@@ -217,6 +217,15 @@ def test_too_few_photos_are_one_line_errors(tmp_path: Path, trained: Path) -> No
         evaluate.main(f"--photos {few} --weights {trained}@fp32".split())
 
 
+def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.checkpoint"
+    run = _run(1)
+    run.save(checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match="cut short"):
+        run.load(checkpoint)
+
+
 def test_a_wrong_argument_is_told_before_any_photo_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

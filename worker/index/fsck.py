@@ -173,6 +173,9 @@ class Check:
         originals: Named = []
         copies: Named = []
         for sequence, packed in records:
+            if len(packed) < IMAGE.size:  # that of a deleted image has its delete behind it
+                self._say(f"the record of sequence {sequence} has {len(packed)} bytes")
+                continue
             kind, sha, _, _, _, _, home = IMAGE.unpack_from(packed)
             self._kinds[sequence], self._shas[sequence] = kind, _end(sha)
             found = int(self._found[sequence])
@@ -196,7 +199,7 @@ class Check:
 
     def _check_names(self, names: Named) -> None:
         """Each id leads to its last sequence, and from there back to all it had before."""
-        digests = [digest(name.decode()) for _, name in names]
+        digests = [digest(name.decode(errors="replace")) for _, name in names]
         self._ids[[sequence for sequence, _ in names]] = [_end(each) for each in digests]
         latest = self._lookup("id:", digests)
         waiting = [(sequence, at) for (sequence, _), at in zip(names, latest, strict=True)]
@@ -211,8 +214,9 @@ class Check:
             replies = self._store.commands([("HGET", key, first + 3) for key, first in fields])
             # It must lead back: a later one would lead round in a circle.
             waiting = [
-                (sequence, int(reply) if reply is not None and int(reply) < at else None)
+                (sequence, back if back is not None and back < at else None)
                 for (sequence, at), reply in zip(on_the_way, replies, strict=True)
+                for back in (_number(reply),)
             ]
 
     def _lookup(self, kind: str, fields: list[bytes]) -> list[int | None]:
@@ -220,7 +224,7 @@ class Check:
         values = self._store.commands(
             [("HGET", self._keys.lookup(kind, field, last), field) for field in fields]
         )
-        return [int(value) if value else None for value in values]
+        return [_number(value) for value in values]
 
     def _check_lookups(self) -> None:
         for kind in ("id:", "sha:"):
@@ -229,11 +233,14 @@ class Check:
                     for name, value in entries.items():
                         if self._keys.lookup(kind, name, self.last) != bucket:
                             self._say(f"{bucket} holds an entry of another bucket")
-                        self._check_entry(kind, bucket, name, int(value))
+                        self._check_entry(kind, bucket, name, value)
 
-    def _check_entry(self, kind: str, bucket: str, name: bytes, sequence: int) -> None:
-        problem = f"{bucket} leads to sequence {sequence}"
-        if sequence > self.last:
+    def _check_entry(self, kind: str, bucket: str, name: bytes, value: bytes) -> None:
+        sequence = _number(value)
+        problem = f"{bucket} leads to sequence {value.decode(errors='backslashreplace')}"
+        if sequence is None:
+            self._say(problem)
+        elif sequence > self.last:
             self._later[problem] = sequence
         elif sequence < 1:
             self._say(problem)
@@ -258,9 +265,13 @@ class Check:
         """Each list of copies, named by their bytes, holds only those."""
         replies = self._store.commands([("ZRANGE", name, 0, -1) for name, _ in lists])
         for (_, sha), members in zip(lists, replies, strict=True):
-            for sequence in map(int, members):
-                problem = f"sequence {sequence} is listed as a copy of bytes it has not"
-                if sequence > self.last:
+            for member in members:
+                sequence = _number(member)
+                told = member.decode(errors="backslashreplace")
+                problem = f"sequence {told} is listed as a copy of bytes it has not"
+                if sequence is None:
+                    self._say(problem)
+                elif sequence > self.last:
                     self._later[problem] = sequence
                 elif not self._is(COPY, sequence, sha):
                     self._say(problem)
@@ -273,6 +284,11 @@ class Check:
             ]
             replies = self._store.commands([("HGETALL", name) for name in names])
             yield list(zip(names, replies, strict=True))
+
+
+def _number(value: bytes | None) -> int | None:
+    """The sequence an entry leads to; None where there is no entry, or no number in it."""
+    return int(value) if value is not None and value.isdigit() else None
 
 
 def _end(sha: bytes) -> int:

@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from queue import Empty
 
@@ -271,10 +270,13 @@ def _pipeline(settings: Settings, embedder: Embedder, index: Index) -> Iterator[
             decoders=decoders,
             fetcher=fetcher,
             metrics=Metrics(),
-            settings=replace(
-                PipelineSettings(settings.threshold or embedder.threshold),
+            settings=PipelineSettings(
+                threshold=settings.threshold or embedder.threshold,
                 batch_images=settings.batch_images,
+                fetch_concurrency=settings.fetch_concurrency,
+                fetched_bytes=settings.in_flight_bytes,
                 max_image_bytes=settings.max_image_bytes,
+                limits=MessageLimits(settings.max_id_bytes, settings.max_attributes_bytes),
             ),
         )
         pipeline.start()

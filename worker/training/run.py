@@ -1,6 +1,7 @@
 """One training run: its recipe, its state, one step of it, and its checkpoint."""
 
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -148,8 +149,10 @@ class Run:
     def load(self, path: Path) -> None:
         """Take up what `save` wrote. Only tensors and plain values are read, never code.
 
-        Raises ConfigError for a checkpoint of another recipe.
+        Raises ConfigError for a checkpoint of another recipe, or a damaged one.
         """
+        if not zipfile.is_zipfile(path):
+            raise ConfigError(f"{path} is no checkpoint, or was cut short")
         state: dict[str, Any] = torch.load(path, self.device, weights_only=True)
         begun, wanted = state.get("recipe", {}), asdict(self.recipe)
         if changed := [name for name in wanted if begun.get(name) != wanted[name]]:
