@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.bench.pictures import pictures
 from tests.bench.processes import usage
-from tests.bench.rig import Rig, inline_events
+from tests.bench.rig import Rig, add_broker, inline_events, pick_broker
 from tests.photos import jpeg
 from tests.stream.harness import Event
 
@@ -37,17 +37,19 @@ SETTLED = 0.1  # of the run, after which memory is to stay
 def main(argv: Sequence[str]) -> int:
     """Measure, print, and write what is asked for."""
     options = _parser().parse_args(argv)
+    broker = pick_broker(options.broker)
     with tempfile.TemporaryDirectory(prefix="dedup-bench-") as directory:
         folder = Path(directory)
         settings = {"compiled_folder": folder / "compiled", "embed_mode": options.embed_mode}
-        with Rig(folder, 1, **settings) as rig:
+        with Rig(folder, 1, broker, **settings) as rig:
             cold = rig.ready_seconds
-        with Rig(folder, 1, **settings) as rig:
+        with Rig(folder, 1, broker, **settings) as rig:
             warm = rig.ready_seconds
             print(f"ready after {cold:.1f} s cold, {warm:.1f} s warm", flush=True)
             memory = endure(rig, options.events)
     settled = memory[int(SETTLED * len(memory)) :]
     found: dict[str, Any] = {
+        "broker": broker,
         "ready_seconds_cold": cold,
         "ready_seconds_warm": warm,
         "events": ROUND * len(memory),
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--events", type=int, default=200_000, help="events in all (default 200000)")
     add("--embed-mode", default="auto", help="the worker's")
+    add_broker(parser)
     add("--plot", type=Path, help="draw memory over events (.svg or .png)")
     add("--json", type=Path, help="write the figures")
     return parser

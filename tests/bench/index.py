@@ -34,6 +34,7 @@ from tests.bench.index_rivals import BATCH, brute_force, brute_force_time, faiss
 from worker.index import Answer, Arrival, Index, IndexSettings
 from worker.index.keys import Keys, State
 from worker.index.store import Store
+from worker.memory import keep_freed
 from worker.vectors import Vectors, quantize
 
 FILLING = 512
@@ -257,6 +258,7 @@ def seconds_to_decide(
 def main() -> None:
     """Measure every size and print the table."""
     options = _options()
+    keep_freed()  # as a worker does
     real = real_vectors(options.photos or [], options.edits, Path(".cache/bench-index"))
     distractors = Distractors(real.photos)
     settings = IndexSettings(threshold=options.threshold or real.threshold, cache_bytes=4 << 30)

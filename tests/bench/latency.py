@@ -6,18 +6,20 @@ delays no later question (no coordinated omission). Both ends are clocked in thi
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
 import numpy as np
 from kafka import KafkaProducer
 
-from tests.bench.rig import PARTITIONS, Rig, inline_events
+from tests.bench.rig import PARTITIONS, Rig
 from tests.stream.harness import Event
 
 LEAST_EVENTS = 30  # of a second each, at the lowest load: fewer say nothing of the slowest
+LOOK_SECONDS = 0.005  # between looks for verdicts, or looking would take part in the race
 LATE_SECONDS = 60.0  # wait for the last verdicts
+Make = Callable[..., Event]  # of an image id, a picture's bytes or uri, and a namespace
 STAGES = ("recognise", "decode", "embed", "resolve", "publish")
 
 
@@ -31,13 +33,21 @@ class Latency:
     service_seconds: float  # mean time in all stages together, waiting between them left out
 
 
-def measure(rig: Rig, run: str, files: Sequence[bytes], rate: float, seconds: float) -> Latency:
-    """Publish `rate` events a second for `seconds`, or longer, each new in the namespace `run`."""
-    count = max(LEAST_EVENTS, round(rate * seconds))
-    events = inline_events(run, list(islice(cycle(files), count)))
-    # Later rounds of the same picture would be exact copies: cheaper than what is to be measured.
-    for number, event in enumerate(events):
-        event.headers[1] = ("namespace", f"{run}-{number // len(files)}".encode())
+def stream(run: str, pictures: Sequence[bytes | str], make: Make, count: int) -> list[Event]:
+    """So many events, made of pictures or their uris by `make`, each new in a namespace of `run`.
+
+    Later rounds of the pictures are in other namespaces, or they would be exact copies, which are
+    cheaper than what is to be measured.
+    """
+    return [
+        make(f"image-{number}", picture, namespace=f"{run}-{number // len(pictures)}")
+        for number, picture in enumerate(islice(cycle(pictures), count))
+    ]
+
+
+def measure(rig: Rig, events: Sequence[Event], rate: float) -> Latency:
+    """Publish `rate` events a second."""
+    count = len(events)
     before = _stage_times(rig)
     sent: dict[str, float] = {}
     publisher = threading.Thread(target=_publish, args=(rig, events, 1 / rate, sent))
@@ -80,6 +90,7 @@ def _collect(rig: Rig, count: int, patience: float) -> dict[str, float]:
     while len(got) < count:
         keys = rig.outcomes.read(0.05)
         now = time.monotonic()
+        time.sleep(LOOK_SECONDS)
         got |= dict.fromkeys(keys, now)
         if now > deadline:
             raise TimeoutError(f"{count - len(got)} of {count} verdicts did not come")

@@ -12,6 +12,7 @@ from tests.bench.rivals import Pace
 
 MS = 1e3
 MB = 1e6
+STEADY = 0.7  # of the measured maximum: the load at which latency is stated
 
 
 @dataclass
@@ -22,15 +23,15 @@ class Results:
     new: Drained | None = None  # pictures never seen, inline
     exact: Drained | None = None  # the same bytes under other ids
     files: Drained | None = None  # pictures never seen, file:// events
-    latencies: list[Latency] = field(default_factory=list)  # the first is one event a second
-    steady: Latency | None = None
+    latencies: dict[str, list[Latency]] = field(default_factory=dict)  # by kind of event
     scaling: dict[int, Drained] = field(default_factory=dict)
 
 
 def summary(results: Results) -> dict[str, float]:
     """The figures a later run is compared with. Ratios are of processor time or of images/s."""
-    new, exact, steady = results.new, results.exact, results.steady
-    assert new and exact and steady
+    new, exact = results.new, results.exact
+    assert new and exact
+    steady, by_uri = (_steady(each, new) for each in results.latencies.values())
     ideal, fp32, pdq = (results.rivals[name] for name in ("ideal", "fp32", "pdq"))
     return {
         "images_per_second": new.images_per_second,
@@ -42,8 +43,16 @@ def summary(results: Results) -> dict[str, float]:
         "exact_copy_cost_ratio": exact.worker_cpu / new.worker_cpu,
         "p50_seconds": steady.p50_seconds,
         "p99_seconds": steady.p99_seconds,
+        "p50_seconds_by_uri": by_uri.p50_seconds,
+        "p99_seconds_by_uri": by_uri.p99_seconds,
         "rss_bytes": float(new.rss_bytes),
     }
+
+
+def _steady(latencies: list[Latency], new: Drained) -> Latency:
+    """The one at the load nearest to STEADY."""
+    wanted = STEADY * new.images_per_second
+    return min(latencies, key=lambda each: abs(each.events_per_second - wanted))
 
 
 def print_results(results: Results) -> None:
@@ -66,12 +75,12 @@ def print_results(results: Results) -> None:
     for name in ("broker_cpu", "redis_cpu"):
         new, exact = (MS * getattr(each, name) for each in (results.new, results.exact))
         print(f"| ({name.removesuffix('_cpu')}) | {new:.2f} | {exact:.2f} |")
-    print("\n| events/s | p50 ms | p99 ms | in stages, ms |\n|---|---|---|---|")
-    for at in results.latencies:
-        times = (at.p50_seconds, at.p99_seconds, at.service_seconds)
-        print(
-            f"| {at.events_per_second:.0f} | " + " | ".join(f"{MS * t:.0f}" for t in times) + " |"
-        )
+    print("\n| events | a second | p50 ms | p99 ms | in stages, ms |\n|---|---|---|---|---|")
+    for kind, latencies in results.latencies.items():
+        for at in latencies:
+            times = (at.p50_seconds, at.p99_seconds, at.service_seconds)
+            cells = " | ".join(f"{MS * each:.0f}" for each in times)
+            print(f"| {kind} | {at.events_per_second:.0f} | {cells} |")
     print(f"\nverdicts {results.new.verdicts}, RSS {results.new.rss_bytes / MB:.0f} MB\n")
     for name, value in summary(results).items():
         print(f"{name:24}{value:.4g}")
@@ -81,15 +90,17 @@ def _ms(drained: Drained, stage: str) -> str:
     return f"{MS * drained.by_thread.get(stage, 0.0):.2f}"
 
 
-def plot(latencies: list[Latency], path: Path) -> None:
-    """Draw p50 and p99 against load."""
+def plot(latencies: dict[str, list[Latency]], path: Path) -> None:
+    """Draw p50 and p99 against load, for each kind of event."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    rates = [each.events_per_second for each in latencies]
-    axes.plot(rates, [MS * each.p99_seconds for each in latencies], "o-", label="p99")
-    axes.plot(rates, [MS * each.p50_seconds for each in latencies], "o-", label="p50")
+    for style, (kind, measured) in zip(("o-", "o--"), latencies.items(), strict=True):
+        rates = [each.events_per_second for each in measured]
+        for colour, name in (("C0", "p99"), ("C1", "p50")):
+            waits = [MS * getattr(each, f"{name}_seconds") for each in measured]
+            axes.plot(rates, waits, style, color=colour, label=f"{name}, {kind}")
     axes.set(xlabel="events a second", ylabel="event to verdict, ms", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

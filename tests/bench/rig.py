@@ -5,6 +5,7 @@ between two moments in which nothing is in work: workers are ready, warm and the
 while the topic is filled, so that neither their start nor the filling is counted.
 """
 
+import argparse
 import os
 import signal
 import time
@@ -20,11 +21,17 @@ from uuid import uuid4
 from kafka import KafkaConsumer
 from kafka.structs import TopicPartition
 
+from deploy.apache_kafka import LocalApacheKafka
+from deploy.kafka_archives import KafkaUnavailableError, fetch_archives
 from deploy.local import LocalKafka, LocalRedis
 from tests.bench.processes import Usage, usage
 from tests.conftest import Topics
 from tests.stream.harness import Event, Worker, by_uri, inline, publish, until
 
+BROKERS: dict[str, type[LocalKafka] | type[LocalApacheKafka]] = {
+    "apache": LocalApacheKafka,
+    "tansu": LocalKafka,
+}
 PARTITIONS = 4
 # Tansu holds the first join for half of it; a worker may be stopped for less than it.
 SESSION_SECONDS = 16.0
@@ -53,10 +60,14 @@ class Drained:
 
 
 class Rig:
-    """Servers and `workers` workers, each told `settings`. A context manager."""
+    """Servers and `workers` workers, each told `settings`. A context manager.
 
-    def __init__(self, directory: Path, workers: int, **settings: object) -> None:
+    `broker` is one of BROKERS.
+    """
+
+    def __init__(self, directory: Path, workers: int, broker: str, **settings: object) -> None:
         self._directory, self._count, self._settings = directory, workers, settings
+        self._broker = broker
         self._stack = ExitStack()
         self.workers: list[Worker] = []
         self.ready_seconds = 0.0  # from the start of the workers until all were ready
@@ -64,7 +75,8 @@ class Rig:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.redis = stack.enter_context(LocalRedis())
-            self.kafka = stack.enter_context(LocalKafka())
+            self.kafka: LocalKafka | LocalApacheKafka = BROKERS[self._broker]()
+            stack.enter_context(self.kafka)
             own = uuid4().hex[:8]
             self.topics = Topics(f"images-{own}", f"verdicts-{own}", f"dead-{own}", f"group-{own}")
             self.kafka.create_topics(dict.fromkeys(self.topics[:3], PARTITIONS))
@@ -170,6 +182,25 @@ class Rig:
         finally:
             for pid in self.pids():
                 os.kill(pid, signal.SIGCONT)
+
+
+def add_broker(parser: argparse.ArgumentParser) -> None:
+    """The option `--broker`, for `pick_broker`."""
+    about = "the broker; auto: Apache Kafka where java, mvn and Maven Central are at hand"
+    parser.add_argument("--broker", choices=("auto", *BROKERS), default="auto", help=about)
+
+
+def pick_broker(wanted: str) -> str:
+    """One of BROKERS; says which, and why not Apache Kafka."""
+    if wanted == "auto":
+        try:
+            fetch_archives()
+            wanted = "apache"
+        except KafkaUnavailableError as error:
+            print(f"no Apache Kafka: {error}", flush=True)
+            wanted = "tansu"
+    print(f"broker: {wanted}", flush=True)
+    return wanted
 
 
 class Outcomes:

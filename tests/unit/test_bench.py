@@ -15,6 +15,7 @@ pytest.importorskip("pdqhash", reason="the bench extra is not installed")
 from tests.bench import embed, pipeline
 from tests.bench.pictures import pictures
 from tests.bench.processes import CHILDREN, usage
+from tests.bench.rig import pick_broker
 from tests.photos import jpeg, scene
 
 SUMMARY = {
@@ -27,6 +28,8 @@ SUMMARY = {
     "exact_copy_cost_ratio",
     "p50_seconds",
     "p99_seconds",
+    "p50_seconds_by_uri",
+    "p99_seconds_by_uri",
     "rss_bytes",
 }
 
@@ -45,11 +48,23 @@ def test_the_whole_trip_is_summed_up(photos: Path, tmp_path: Path) -> None:
     summary, plot = tmp_path / "summary.json", tmp_path / "latency.svg"
     options = ["--images", "12", "--photos", str(photos), "--seconds", "2", "--workers", "2"]
     options += ["--embed-mode", "fp32", "--json", str(summary), "--plot", str(plot)]
-    assert pipeline.main(options) == 0
+    assert pipeline.main([*options, "--broker", "tansu"]) == 0
     found = json.loads(summary.read_text())
+    assert found.pop("broker") == "tansu"
     assert found.keys() == SUMMARY
     assert all(math.isfinite(value) and value >= 0 for value in found.values())
     assert plot.read_text().startswith("<?xml")
+
+
+def test_apache_kafka_is_measured_where_it_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pick_broker("tansu") == "tansu"
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    assert pick_broker("auto") == "tansu"
+    assert "no Apache Kafka: java is not installed" in capsys.readouterr().out
+    monkeypatch.setattr("tests.bench.rig.fetch_archives", lambda: None)
+    assert pick_broker("auto") == "apache"
 
 
 def test_the_embedding_modes_are_compared(
