@@ -1,7 +1,8 @@
 """From what the index found to a decision, and from a decision to bytes and back. Pure.
 
 A decision is stored packed beside its image, so that a redelivered event gets its first verdict
-again, byte for byte. Every verdict, the first one too, is rendered from the packed form.
+again, the same but for when it was decided. Every verdict, the first one too, is rendered from the
+packed form.
 """
 
 from dataclasses import dataclass

@@ -31,7 +31,7 @@ class Metrics:
     def _define_kafka(self) -> None:
         self.consumer_lag = self._gauge(
             "consumer_lag_messages",
-            "Messages between the last consumed and the newest one",
+            "Messages between the committed offset and the newest one",
             "topic",
             "partition",
         )
@@ -62,7 +62,10 @@ class Metrics:
             SECONDS,
         )
         self.stage_seconds = self._histogram(
-            "stage_seconds", "Time a batch spends in a stage", SECONDS, "stage"
+            "stage_seconds",
+            "Time a batch spends in a stage; read and decode: an image",
+            SECONDS,
+            "stage",
         )
 
     def _define_matching(self) -> None:
