@@ -234,6 +234,7 @@ class Reader:
             max_partition_fetch_bytes=64 * 1024 * 1024,
             fetch_max_wait_ms=50,
             retry_backoff_ms=20,
+            reconnect_backoff_max_ms=1_000,  # by itself it waits half a minute for a broker back
         )
         self._consumer.assign(
             [
