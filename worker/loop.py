@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 POLL_EVENTS = 256  # most events taken from one poll, so that commits keep their pace
-BUSY_EVENTS = 16  # in work: no stage waits for more
-BREATH_SECONDS = 0.01  # between polls when busy
+BUSY_EVENTS = 4  # in work: the next ones would wait for these anyway
+FEW_EVENTS = 8  # fewer from one poll: as many as the embedder takes at once would cost less each
+BREATH_SECONDS = 0.03  # between polls that bring few, when busy
 STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
 
 # Publishes the outcomes of those jobs that are still ours, and answers which they were.
@@ -125,8 +126,9 @@ class Loop:
             return
         self._pipeline.admit(self._assignment.admit(records))
         self._commit_if_due()
-        if self._assignment.unfinished() >= BUSY_EVENTS:
-            # A poll costs three trips to kafka-python's own thread, however few events it brings.
+        busy = self._assignment.unfinished() >= BUSY_EVENTS and not self._paused
+        if busy and len(records) < FEW_EVENTS:
+            # A poll and each stage after it cost nearly the same, however few events it brings.
             self._stop.wait(BREATH_SECONDS)
         if lost := self._pipeline.lost():
             self._replay(lost)
