@@ -52,9 +52,10 @@ def has_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def compiled(network: nn.Module, examples: list[Tensor], folder: Path) -> Forward:
+def compiled(network: nn.Module, examples: list[Tensor], folder: Path, threads: int = 1) -> Forward:
     """`network`, compiled for batches of the shapes of `examples`; takes no other shape.
 
+    On a processor, `threads` of them may run it at once.
     Looks in `folder` first and leaves there what it compiles. Raises CompilingFailed.
     """
     try:
@@ -62,7 +63,7 @@ def compiled(network: nn.Module, examples: list[Tensor], folder: Path) -> Forwar
             # Names first: tracing leaves marks on the network.
             names = [f"{_fingerprint(network, each)}.pt2" for each in examples]
             packages = {
-                len(each): _package(network, each, kept / name)
+                len(each): _package(network, each, kept / name, threads)
                 for each, name in zip(examples, names, strict=True)
             }
             for each in examples:
@@ -73,7 +74,7 @@ def compiled(network: nn.Module, examples: list[Tensor], folder: Path) -> Forwar
     return lambda batch: packages[len(batch)](batch)
 
 
-def _package(network: nn.Module, example: Tensor, path: Path) -> Forward:
+def _package(network: nn.Module, example: Tensor, path: Path, threads: int) -> Forward:
     if not path.exists():
         if example.device.type == "cpu" and not has_compiler():
             raise CompilingFailed("no C++ compiler")
@@ -86,13 +87,13 @@ def _package(network: nn.Module, example: Tensor, path: Path) -> Forward:
             fresh.replace(path)  # whole or not at all, also where two workers compile at once
             _drop_oldest(path.parent)
     package: Forward = torch._inductor.aoti_load_package(str(path))
-    return _unlocked(package, path, example) if example.device.type == "cpu" else package
+    return _unlocked(package, path, example, threads) if example.device.type == "cpu" else package
 
 
-def _unlocked(package: Forward, path: Path, example: Tensor) -> Forward:
+def _unlocked(package: Forward, path: Path, example: Tensor, threads: int) -> Forward:
     """The same without Python's lock, where that can be had and computes the same."""
     try:
-        unlocked = Unlocked(path)
+        unlocked = Unlocked(path, threads)
     except CannotUnlock as error:
         log.info("embedding holds the interpreter's lock: %s", error)
         return package

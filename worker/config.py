@@ -255,7 +255,7 @@ class Settings(KafkaSettings, RedisSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it is run")
     embed_threads: int = Field(
-        1, ge=1, le=256, description="threads the network runs on; beside decoders, one is cheapest"
+        2, ge=1, le=256, description="batches embedded at once, each on one core; on a GPU, one"
     )
     compiled_folder: Path = Field(
         Path("~/.cache/image-dedup-stream"), description="where compiled networks are kept"

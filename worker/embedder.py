@@ -34,13 +34,18 @@ log = logging.getLogger(__name__)
 
 
 class Embedder:
-    """A loaded network. `load` makes one; `embed` may be called from one thread at a time.
+    """A loaded network. `load` makes one; `threads` of them may embed with it at once.
 
     `chunk` pictures are embedded together. Where it `fills`, fewer take as long.
     """
 
     def __init__(
-        self, weights: weightfile.Weights, mode: str, device: str, compiled: Path = COMPILED
+        self,
+        weights: weightfile.Weights,
+        mode: str,
+        device: str,
+        compiled: Path = COMPILED,
+        threads: int = 1,
     ) -> None:
         about = weights.description
         self.model_id, self.threshold = weights.model_id(), about.threshold
@@ -53,12 +58,14 @@ class Embedder:
         on_cuda = device.startswith("cuda")
         shape = (self.input_size, self.input_size, 3)
         self.chunk = CUDA_CHUNK if on_cuda else CHUNK
+        self.threads = 1 if on_cuda else threads
         # One picture alone has a shape of its own: filling up would cost a chunk's work.
         examples = [
             torch.zeros((rows, *shape), dtype=torch.uint8, device=device)
             for rows in (1, self.chunk)
         ]
-        self._forward, self.mode = _prepared(network, mode, examples, compiled.expanduser())
+        folder = compiled.expanduser()
+        self._forward, self.mode = _prepared(network, mode, examples, folder, self.threads)
         self.fills = on_cuda or self.mode != "compiled"
         if not (self.fills or _same_alone(self._forward, examples[-1])):
             self.chunk = 1
@@ -77,15 +84,16 @@ class Embedder:
 
         `mode`: "fp32", "bf16", "compiled" (bf16 through inductor, kept in the folder `compiled`;
         without a working C++ compiler it becomes "bf16", which `.mode` then says) or "auto", the
-        fastest of them here. `device`: "cpu", "cuda", "cuda:1" or "auto". `threads` is how many
-        torch uses in the whole process; None leaves that as it is. Raises ConfigError for anything
-        that does not exist or does not fit.
+        fastest of them here. `device`: "cpu", "cuda", "cuda:1" or "auto". `threads`: how many may
+        embed at once, each on one core, for torch is told to use no more in this process; None: one
+        may, and torch uses as many cores as it likes. On a GPU it is one. Raises ConfigError for
+        anything that does not exist or does not fit.
         """
         if mode not in MODES:
             raise ConfigError(f"embedding mode {mode!r} is not one of {', '.join(MODES)}")
         if threads is not None:
-            torch.set_num_threads(threads)
-        return cls(read_weights(weights), mode, pick_device(device), compiled)
+            torch.set_num_threads(1)
+        return cls(read_weights(weights), mode, pick_device(device), compiled, threads or 1)
 
     def embed(self, images: Sequence[bytes]) -> NDArray[np.float32]:
         """Decode and embed encoded pictures: (n, 128) unit rows. Raises EventError by decoding."""
@@ -202,7 +210,7 @@ def _fastest(device: str) -> str:
 
 
 def _prepared(
-    network: TruncatedResNet18, mode: str, examples: list[Tensor], folder: Path
+    network: TruncatedResNet18, mode: str, examples: list[Tensor], folder: Path, threads: int
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """Fold, cast, move and maybe compile; returns the forward pass and the mode really in use."""
     network = _folded(network).to(examples[0].device).to(memory_format=torch.channels_last)
@@ -213,7 +221,7 @@ def _prepared(
     if mode == "bf16":
         return network, mode
     try:
-        return compiling.compiled(network, examples, folder), mode
+        return compiling.compiled(network, examples, folder, threads), mode
     except compiling.CompilingFailed as error:  # eager computes the same
         log.warning("embedding runs uncompiled: %s", error)
         return network, "bf16"

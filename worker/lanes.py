@@ -4,16 +4,17 @@ A lane's head is handed on once it is ready; a slow job holds back its own parti
 """
 
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from queue import Empty, Queue
-from threading import Condition
+from threading import Condition, Lock
 from time import monotonic
 from typing import Generic, TypeVar
 
 from worker.offsets import Partition
 
 Job = TypeVar("Job")
+Taken = TypeVar("Taken")
 
 CROWDED = 5  # times the patience, when a whole batch is on its way anyway
 
@@ -119,3 +120,34 @@ class Lanes(Generic[Job]):
                 self._lanes[partition] = self._lanes.pop(partition)
             if len(taken) == most:
                 return
+
+
+class Turns(Generic[Taken]):
+    """Threads that take in turn, work side by side, and hand on in the order in which they took."""
+
+    def __init__(self) -> None:
+        self._taking = Lock()
+        self._handing = Condition()
+        self._taken = self._handed_on = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether something taken is still to be handed on."""
+        return self._handed_on < self._taken
+
+    def take(self, take: Callable[[], Taken]) -> tuple[int, Taken]:
+        """What `take` returns, with its turn; one thread at a time is inside it."""
+        with self._taking:
+            taken = take()
+            turn = self._taken
+            self._taken += 1
+        return turn, taken
+
+    @contextmanager
+    def wait_for(self, turn: int) -> Iterator[None]:
+        """Hand on what was taken at `turn` inside: once all before it are handed on."""
+        with self._handing:
+            self._handing.wait_for(lambda: self._handed_on == turn)
+            yield
+            self._handed_on += 1
+            self._handing.notify_all()

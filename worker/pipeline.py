@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from worker.errors import EventError
 from worker.index import Index
 from worker.jobs import Job, Pixels
-from worker.lanes import Lanes, gather
+from worker.lanes import Lanes, Turns, gather
 from worker.messages import MessageLimits, parse
 from worker.metrics import Metrics
 from worker.reading import Reader
@@ -47,6 +47,8 @@ class Embeds(Protocol):
     def model_id(self) -> str: ...
     @property
     def fills(self) -> bool: ...
+    @property
+    def threads(self) -> int: ...
     def embed_pixels(self, pixels: Pixels) -> NDArray[np.float32]: ...
 
 
@@ -112,6 +114,7 @@ class Pipeline:
         self._sourced: Lanes[Job] = Lanes(lambda job: job.partition, Job.source_ready)
         self._decoded: Lanes[Job] = Lanes(lambda job: job.partition, Job.pixels_ready)
         self._embedded: Queue[list[Job]] = Queue()
+        self._turns: Turns[list[Job]] = Turns()
         # Each counter has one writing stage; the difference of two is what is between them.
         self._passed_to_decoders = self._passed_embedder = 0
         self._deletes_passed: Counter[str] = Counter()
@@ -123,7 +126,11 @@ class Pipeline:
             settings.fetched_bytes,
             settings.max_image_bytes,
         )
-        stages = (self._recognise_stage, self._embed_stage, self._resolve_stage)
+        stages = (
+            self._recognise_stage,
+            *[self._embed_stage] * embedder.threads,
+            self._resolve_stage,
+        )
         self._threads = [
             Thread(target=self._guard, args=(stage,), name=stage.__name__.strip("_"), daemon=True)
             for stage in stages
@@ -258,15 +265,24 @@ class Pipeline:
         job.pixels.add_done_callback(done)
 
     def _embed_stage(self) -> None:
-        settings = self._settings
-        most, waits = settings.batch_images, [settings.batch_wait_seconds]
-        if not self._embedder.fills:
-            # Only eight together are cheaper than each alone: worth a wait when as many are coming.
-            most, waits = min(most, SOON), [0.0, settings.batch_wait_seconds]
-        while jobs := self._decoded.take(most, *waits):
+        while True:
+            turn, jobs = self._turns.take(self._take_decoded)
+            if not jobs:
+                return
             self._embed([job for job in jobs if job.pixels is not None and job.live])
-            self._passed_embedder += len(jobs)
-            self._embedded.put(jobs)
+            with self._turns.wait_for(turn):
+                self._passed_embedder += len(jobs)
+                self._embedded.put(jobs)
+
+    def _take_decoded(self) -> list[Job]:
+        settings = self._settings
+        wait = settings.batch_wait_seconds
+        if self._embedder.fills:
+            return self._decoded.take(settings.batch_images, wait)
+        # Only eight together are cheaper than each alone: worth a wait when as many are coming,
+        # and while another thread embeds, which fewer had to wait for if there were no second one.
+        patience = wait if self._turns.open else 0.0
+        return self._decoded.take(min(settings.batch_images, SOON), patience, wait)
 
     def _embed(self, jobs: list[Job]) -> None:
         pixels: list[Pixels] = []

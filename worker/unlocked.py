@@ -25,10 +25,10 @@ class CannotUnlock(Exception):
 
 
 class Unlocked:
-    """One network with one input and one output, on the processor; for one thread at a time."""
+    """One network with one input and one output, on the processor; `threads` may run it at once."""
 
-    def __init__(self, package: Path) -> None:
-        """Raises CannotUnlock."""
+    def __init__(self, package: Path, threads: int = 1) -> None:
+        """One thread more waits for another to end. Raises CannotUnlock."""
         try:
             library = _library(package)
             create = library.AOTInductorModelContainerCreateWithDevice
@@ -41,7 +41,7 @@ class Unlocked:
         self._run.argtypes = [_Handle, _Handles, number, _Handles, number, _Handle, _Handle]
         self._delete.argtypes = [_Handle]
         self._container = _Handle()
-        if create(ctypes.byref(self._container), 1, b"cpu", None):
+        if create(ctypes.byref(self._container), threads, b"cpu", None):
             raise CannotUnlock("the container cannot be made")
         self._open, self._make = _capsules()
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +67,14 @@ def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("threads", "chunks"), [(1, {1, CHUNK}), (2, {1})])
+@pytest.mark.parametrize(("torch_threads", "chunks"), [(1, {1, CHUNK}), (2, {1})])
 def test_compiled_agrees_with_eager(
-    weights: Path, tmp_path: Path, threads: int, chunks: set[int]
+    weights: Path, tmp_path: Path, torch_threads: int, chunks: set[int]
 ) -> None:
     before = torch.get_num_threads()
+    torch.set_num_threads(torch_threads)
     eager = Embedder.load(weights, mode="bf16", device="cpu")
-    compiled = Embedder.load(
-        weights, mode="compiled", device="cpu", compiled=tmp_path, threads=threads
-    )
+    compiled = Embedder.load(weights, mode="compiled", device="cpu", compiled=tmp_path)
     assert compiled.mode == "compiled"
     assert compiled.chunk in chunks
     pixels = np.random.default_rng(0).integers(0, 256, (11, SIZE, SIZE, 3), dtype=np.uint8)
@@ -84,6 +84,25 @@ def test_compiled_agrees_with_eager(
     torch.set_num_threads(before)
     agreement = (together * eager.embed_pixels(pixels)).sum(1)
     assert agreement.min() > 0.9995
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_threads_side_by_side_embed_as_one_does(weights: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        compiled = Embedder.load(
+            weights, mode="compiled", device="cpu", compiled=tmp_path, threads=2
+        )
+        pixels = np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8)
+        batches = [pixels[at : at + CHUNK + at % 2] for at in range(30)]
+        alone = [compiled.embed_pixels(batch) for batch in batches]
+        with ThreadPoolExecutor(3) as pool:  # one more than fit
+            beside = list(pool.map(compiled.embed_pixels, batches))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, beside, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_without_a_compiler_it_runs_eager_and_says_so(
@@ -114,7 +133,7 @@ def test_what_others_may_write_is_not_loaded(
 ) -> None:
     used: list[Path] = []
 
-    def remember(_network: object, _example: object, path: Path) -> compiling.Forward:
+    def remember(_network: object, _example: object, path: Path, _threads: int) -> object:
         used.append(path.parent)
         return Doubling()
 

@@ -97,12 +97,14 @@ def test_half_precision_hardly_moves_a_vector(embedder: Embedder) -> None:
     assert (half.embed(images) * embedder.embed(images)).sum(1).min() >= 0.9995
 
 
-def test_torch_uses_the_threads_it_is_told(untrained: Path) -> None:
+def test_with_threads_of_its_own_it_asks_torch_for_no_more(untrained: Path) -> None:
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2):
-            Embedder.load(untrained, mode="fp32", device="cpu", threads=threads)
-            assert torch.get_num_threads() == threads
+        torch.set_num_threads(2)
+        assert Embedder.load(untrained, mode="fp32", device="cpu").threads == 1
+        assert torch.get_num_threads() == 2
+        assert Embedder.load(untrained, mode="fp32", device="cpu", threads=3).threads == 3
+        assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, Queue
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
-from worker.lanes import CROWDED, Lanes, gather, take_all
+from worker.lanes import CROWDED, Lanes, Turns, gather, take_all
 from worker.offsets import Partition
 
 
@@ -182,3 +182,49 @@ def test_gathering_is_more_patient_where_a_whole_batch_is_on_its_way(
         clock(monkeypatch, 0.0, 0.0)
         gather(queue, 4, 0.01, lambda others=others: others)  # type: ignore[misc]
         assert queue.timeouts == [waited]
+
+
+def test_what_is_taken_in_turn_is_handed_on_in_turn() -> None:
+    turns: Turns[int] = Turns()
+    numbers, handed = iter(range(3)), []
+    finished = [Event() for _ in range(3)]
+
+    def work() -> None:
+        turn, number = turns.take(lambda: next(numbers))
+        finished[number].wait()
+        with turns.wait_for(turn):
+            handed.append(number)
+
+    threads = [Thread(target=work) for _ in finished]
+    assert not turns.open
+    for thread in threads:
+        thread.start()
+    for event in reversed(finished):  # the first is the last to finish its work
+        assert not handed
+        assert turns.open
+        event.set()
+        threads[0].join(0.1)
+    for thread in threads:
+        thread.join()
+    assert handed == [0, 1, 2]
+    assert not turns.open
+
+
+def test_one_thread_takes_at_a_time() -> None:
+    turns: Turns[str] = Turns()
+    first, second = Event(), Event()
+
+    def slowly() -> str:
+        first.wait()
+        return "first"
+
+    def at_once() -> str:
+        second.set()
+        return "second"
+
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(turns.take, slowly)
+        fast = pool.submit(turns.take, at_once)
+        assert not second.wait(0.1)
+        first.set()
+        assert [slow.result(), fast.result()] == [(0, "first"), (1, "second")]
