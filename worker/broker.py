@@ -27,6 +27,7 @@ from worker.header_names import tolerate
 from worker.membership import Assignor, Membership
 from worker.messages import Record
 from worker.offsets import Partition
+from worker.prefetched import Prefetched
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Consumer:
         self._membership = Membership(
             self._consumer, assignor, lambda lost: owner.released(_partitions(lost))
         )
+        self._prefetched = Prefetched(self._consumer)
         listener = _Listener(
             self._consumer,
             self._membership,
@@ -100,6 +102,7 @@ class Consumer:
         """
         with _translated("poll"):
             self._membership.go_on_joining()
+            self._prefetched.before_poll()
             try:
                 found = self._consumer.poll(
                     timeout_ms=int(timeout_seconds * 1000), max_records=most

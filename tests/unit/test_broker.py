@@ -32,6 +32,7 @@ class Client:
         self.generation = 3
         self.state = MemberState.STABLE
         self._coordinator = SimpleNamespace(_join_task=None, _offset_fetch_futures={})
+        self._fetcher = SimpleNamespace(_next_partition_records=None, send_fetches=list)
 
     def subscribe(self, topics: list[str], listener: Any) -> None:
         self.listener = listener

@@ -50,7 +50,16 @@ MAY_IMPORT = {
     },
     "header_names": set(),
     "membership": set(),
-    "broker": {"config", "errors", "header_names", "membership", "messages", "offsets"},
+    "prefetched": set(),
+    "broker": {
+        "config",
+        "errors",
+        "header_names",
+        "membership",
+        "messages",
+        "offsets",
+        "prefetched",
+    },
     "publishing": {"broker", "config", "errors"},
     "assignment": {"jobs", "messages", "metrics", "offsets"},
     "loop": {
