@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 import numpy as np
-from kafka import KafkaProducer
+from confluent_kafka import Producer
 
 from tests.bench.rig import PARTITIONS, Rig
 from tests.stream.harness import Event
@@ -67,20 +67,20 @@ def measure(rig: Rig, events: Sequence[Event], rate: float) -> Latency:
 
 
 def _publish(rig: Rig, events: Sequence[Event], distance: float, sent: dict[str, float]) -> None:
-    producer = KafkaProducer(bootstrap_servers=rig.kafka.bootstrap, acks="all")
-    producer.partitions_for(rig.topics.images)  # or the first event would wait for the metadata
+    producer = Producer({"bootstrap.servers": rig.kafka.bootstrap, "acks": "all", "linger.ms": 0})
+    producer.list_topics(rig.topics.images)  # or the first event would wait for the metadata
     begun = time.monotonic()
     for number, event in enumerate(events):
         time.sleep(max(0.0, begun + number * distance - time.monotonic()))
         sent[event.key] = begun + number * distance
-        producer.send(
+        producer.produce(
             rig.topics.images,
             event.value,
-            key=event.key.encode(),
-            headers=event.headers,
-            partition=number % PARTITIONS,
+            event.key.encode(),
+            number % PARTITIONS,
+            headers=list(event.headers),
         )
-    producer.close()
+    producer.flush()
 
 
 def _collect(rig: Rig, count: int, patience: float) -> dict[str, float]:

@@ -18,8 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from kafka import KafkaConsumer
-from kafka.structs import TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from deploy.apache_kafka import LocalApacheKafka
 from deploy.kafka_archives import KafkaUnavailableError, fetch_archives
@@ -38,6 +37,7 @@ SESSION_SECONDS = 16.0
 DRAIN_SECONDS = 1_800.0
 LOOK_SECONDS = 0.05
 LOOKS_PER_MEMORY = 10
+MOST = 1_000
 
 
 @dataclass(frozen=True)
@@ -208,14 +208,19 @@ class Outcomes:
 
     def __init__(self, bootstrap: str, topics: Sequence[str]) -> None:
         self.seen = 0
-        self._consumer = KafkaConsumer(
-            bootstrap_servers=bootstrap,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=20,
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap,
+                "group.id": "outcomes",  # wanted by the library; nothing is committed
+                "enable.auto.commit": False,
+            }
         )
         self._consumer.assign(
-            [TopicPartition(topic, number) for topic in topics for number in range(PARTITIONS)]
+            [
+                TopicPartition(topic, number, OFFSET_BEGINNING)
+                for topic in topics
+                for number in range(PARTITIONS)
+            ]
         )
 
     def __enter__(self) -> Self:
@@ -226,8 +231,14 @@ class Outcomes:
 
     def read(self, seconds: float) -> list[str]:
         """Image ids of what has arrived, waiting for the first at most so long."""
-        found = self._consumer.poll(timeout_ms=int(seconds * 1000))
-        keys = [message.key.decode() for messages in found.values() for message in messages]
+        found = self._consumer.consume(MOST, 0)
+        if not found and (first := self._consumer.poll(seconds)) is not None:
+            found = [first, *self._consumer.consume(MOST, 0)]
+        keys = []
+        for message in found:
+            if error := message.error():
+                raise KafkaException(error)
+            keys.append((message.key() or b"").decode())
         self.seen += len(keys)
         return keys
 
