@@ -21,10 +21,10 @@ class Prefetched:
     def before_poll(self) -> None:
         """To be called before each poll. Raises KafkaError where the last one could not fetch on.
 
-        Records of a paused partition are parked, and the partition is not fetched meanwhile. They
-        are taken up again only where no other's stand in line, and those that were read to their
-        end go on standing there: a partition that is resumed after another came, as in a rebalance
-        under load, would be silent for good.
+        Records of a paused partition are parked (kafka-python #2981, after KAFKA-7548), and it is
+        not fetched meanwhile. They are taken up again only where no other's stand in line, and
+        those that were read to their end go on standing there: a partition that is resumed after
+        another came, as in a rebalance under load, would be silent for good.
         """
         if not self._fetcher._next_partition_records:
             self._fetcher._next_partition_records = None
