@@ -93,6 +93,7 @@ def _ms(drained: Drained, stage: str) -> str:
 def plot(latencies: dict[str, list[Latency]], path: Path) -> None:
     """Draw p50 and p99 against load, for each kind of event."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -102,6 +103,9 @@ def plot(latencies: dict[str, list[Latency]], path: Path) -> None:
             waits = [MS * getattr(each, f"{name}_seconds") for each in measured]
             axes.plot(rates, waits, style, color=colour, label=f"{name}, {kind}")
     axes.set(xlabel="events a second", ylabel="event to verdict, ms", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)
