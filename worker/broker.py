@@ -227,6 +227,7 @@ class Consumer:
 
     def close(self, timeout_seconds: float) -> None:
         """Leave the group."""
+        self._membership.be_heard_leaving()
         with suppress(KafkaError):
             self._consumer.close(autocommit=False, timeout_ms=int(timeout_seconds * 1000))
 

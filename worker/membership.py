@@ -3,11 +3,11 @@
 Owns everything that reaches into its coordinator. Knows partitions; not records, not their work.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.structs import TopicPartition
+from kafka.structs import MemberState, TopicPartition
 
 Partitions = set[TopicPartition]
 
@@ -38,6 +38,27 @@ class Membership:
         self._consumer = consumer
         self._lost = lost
         assignor.claim = self._claim
+        coordinator = consumer._coordinator
+        self._ask_to_join: Callable[[], Awaitable[bytes]] = coordinator._do_join_and_sync_async
+        self._given: tuple[Any, bytes] | None = None
+        coordinator._do_join_and_sync_async = self._join
+
+    async def _join(self) -> bytes:
+        """What the group gives us, encoded; on kafka-python's IO thread.
+
+        If it comes between two polls, kafka-python throws it away and joins anew, which has all
+        others join anew. The more members, the more rarely all are polling when it comes: the group
+        may never get done. The Java client keeps it for the next poll, as is done here.
+        """
+        coordinator = self._consumer._coordinator
+        if self._given is not None and coordinator.state is MemberState.REBALANCING:
+            generation, given = self._given
+            if generation is coordinator._generation:
+                return given
+        self._given = None
+        given = await self._ask_to_join()
+        self._given = coordinator._generation, given
+        return given
 
     def go_on_joining(self) -> None:
         """Let the next poll finish a join that an earlier one began; to be called before each.
@@ -50,6 +71,19 @@ class Membership:
         coordinator = self._consumer._coordinator
         if coordinator._join_task is not None:
             coordinator.request_rejoin()
+
+    def be_heard_leaving(self) -> None:
+        """Let the group know at once that the consumer closes; to be called before.
+
+        A broker answers the requests of a connection one after the other, and a JoinGroup once all
+        have joined. The LeaveGroup behind it, on the connection of its own that the coordinator
+        has, would be lost with that connection, and the group wait a session for who has gone.
+        """
+        coordinator = self._consumer._coordinator
+        joining = coordinator._join_task
+        if joining is not None and not joining.is_done and coordinator.coordinator_id is not None:
+            node = str(coordinator.coordinator_id).removeprefix("coordinator-")
+            coordinator.coordinator_id = int(node)
 
     def forget_answers(self) -> None:
         """Have committed offsets asked for anew; on kafka-python's IO thread.

@@ -36,7 +36,7 @@ NAMESPACE = "default"
 MICRO = 1_000_000
 # How long after its offset was committed an outcome may be seen: as long as it takes to be read, or
 # as an open transaction of a dead worker hides it.
-READ_SECONDS, HIDDEN_SECONDS = 10.0, 120.0
+READ_SECONDS, HIDDEN_SECONDS = 60.0, 120.0
 FED_AT_ONCE = 30
 Place = tuple[int, int]
 """Partition and offset of an event."""

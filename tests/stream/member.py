@@ -39,13 +39,15 @@ class Owner:
 class Member:
     """A consumer that polls often, but each time for less than joining takes."""
 
-    def __init__(self, kafka: KafkaServer, topics: Topics) -> None:
+    def __init__(
+        self, kafka: KafkaServer, topics: Topics, session_seconds: float = SESSION_SECONDS
+    ) -> None:
         self.owner = Owner()
         self.settings = Settings(
             bootstrap_servers=kafka.bootstrap,
             topic=topics.images,
             group_id=topics.group,
-            session_timeout_seconds=SESSION_SECONDS,
+            session_timeout_seconds=session_seconds,
         )
         self.consumer = Consumer(self.settings, self.owner)
         self.coordinator = self.consumer._consumer._coordinator

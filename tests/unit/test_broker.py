@@ -31,7 +31,9 @@ class Client:
         self.commits: list[Any] = []
         self.generation = 3
         self.state = MemberState.STABLE
-        self._coordinator = SimpleNamespace(_join_task=None, _offset_fetch_futures={})
+        self._coordinator = SimpleNamespace(
+            _join_task=None, _do_join_and_sync_async=None, _offset_fetch_futures={}
+        )
         self._fetcher = SimpleNamespace(_next_partition_records=None, send_fetches=list)
 
     def subscribe(self, topics: list[str], listener: Any) -> None:

@@ -46,7 +46,7 @@ class Consumer:
 
     def __init__(self, *, expelled: bool) -> None:
         generation = SimpleNamespace(is_lost=lambda: expelled)
-        self._coordinator = SimpleNamespace(_generation=generation)
+        self._coordinator = SimpleNamespace(_generation=generation, _do_join_and_sync_async=None)
         self._subscription = self
         self.held = set(ALL)
 
