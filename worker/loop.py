@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty
 from threading import Event, Thread
-from time import monotonic, time
+from time import monotonic, sleep, time
 from uuid import uuid4
 
 from worker.assignment import Assignment
@@ -19,7 +19,7 @@ from worker.config import Settings
 from worker.errors import EventError, InfrastructureError
 from worker.jobs import Job
 from worker.lanes import take_all
-from worker.messages import Verdict, dead_letter_headers
+from worker.messages import Record, Verdict, dead_letter_headers
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.publishing import Outgoing, Publisher, TransactionalPublisher
@@ -32,6 +32,7 @@ POLL_SECONDS = 0.1
 POLL_EVENTS = 256  # most events taken from one poll, so that commits keep their pace
 BUSY_EVENTS = 4  # in work: the next ones would wait for these anyway
 FEW_EVENTS = 8  # fewer from one poll: as many as the embedder takes at once would cost less each
+DRAIN_SECONDS = 0.01  # of a poll of who stops, and looks each time whether its work is done
 BREATH_SECONDS = 0.03  # between polls that bring few, when busy
 STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
 
@@ -117,13 +118,7 @@ class Loop:
         self._turned = monotonic()
         self._raise_failures()
         room = self._make_room()
-        try:
-            records = self.consumer.poll(POLL_SECONDS, max(1, min(room, POLL_EVENTS)))
-        except InfrastructureError as error:
-            self._metrics.kafka_errors.labels(type(error.__cause__).__name__).inc()
-            log.warning("poll failed, retrying", extra={"error": str(error)})
-            self._stop.wait(PAUSE_SECONDS[1])
-            return
+        records = self._poll(POLL_SECONDS, max(1, min(room, POLL_EVENTS)))
         self._pipeline.admit(self._assignment.admit(records))
         self._commit_if_due()
         busy = self._assignment.unfinished() >= BUSY_EVENTS and not self._paused
@@ -132,6 +127,15 @@ class Loop:
             self._stop.wait(BREATH_SECONDS)
         if lost := self._pipeline.lost():
             self._replay(lost)
+
+    def _poll(self, seconds: float, most: int) -> list[Record]:
+        try:
+            return self.consumer.poll(seconds, most)
+        except InfrastructureError as error:
+            self._metrics.kafka_errors.labels(type(error.__cause__).__name__).inc()
+            log.warning("poll failed, retrying", extra={"error": str(error)})
+            sleep(PAUSE_SECONDS[1])
+            return []
 
     def _replay(self, lost: dict[int, int]) -> None:
         """Go back to the first event of each partition whose write Redis has lost.
@@ -179,14 +183,17 @@ class Loop:
         return 0 if full else room
 
     def _commit_if_due(self) -> None:
-        exactly_once = self._settings.delivery == "exactly-once"
-        if exactly_once or self._commit_pending or monotonic() < self._commit_due:
+        if self._commit_pending or monotonic() < self._commit_due:
             return
         self._commit_due = monotonic() + self._settings.commit_interval_seconds
-        offsets = self._assignment.committable()
-        if offsets:
+        if offsets := self._committable():
             self._commit_pending = True
             self.consumer.commit(offsets, self._committed)
+
+    def _committable(self) -> Offsets:
+        """What is finished and is not committed; with exactly-once nothing, for both are one."""
+        exactly_once = self._settings.delivery == "exactly-once"
+        return {} if exactly_once else self._assignment.committable()
 
     def _committed(self, offsets: Offsets, error: Exception | None) -> None:
         self._commit_pending = False
@@ -202,13 +209,17 @@ class Loop:
         """Finish and commit what is in flight, within the deadline."""
         deadline = monotonic() + self._settings.shutdown_timeout_seconds
         log.info("stopping", extra={"inflight": self._assignment.unfinished()})
-        while self._assignment.unfinished() and monotonic() < deadline:
+        while (
+            self._assignment.unfinished() or (self._committable() and not self.consumer.joined())
+        ) and monotonic() < deadline:
             self._turned = monotonic()
             self._raise_failures()
-            self._closing.wait(0.01)
+            # A member that does not join holds up the others, and without a group nothing is
+            # published exactly once. What a partition that comes now brings is a successor's.
+            self.consumer.pause()
+            self._poll(DRAIN_SECONDS, 1)
         unfinished = self._assignment.unfinished()
-        offsets = self._assignment.committable()
-        if offsets and self._settings.delivery == "at-least-once":
+        if offsets := self._committable():
             try:
                 self.consumer.commit_now(offsets, max(1.0, deadline - monotonic()))
                 self._metrics.commits.labels("succeeded").inc()
