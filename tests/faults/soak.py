@@ -1,10 +1,10 @@
 """Random faults for as long as one likes: `python -m tests.faults.soak --minutes 30`.
 
-Two workers, Valkey and Tansu, or with `--broker apache` Apache Kafka, and then with exactly-once;
-every few seconds a worker is killed, frozen or replaced, Redis is killed or made slow, a link is
-cut, Apache Kafka is killed or frozen. At the end of each round the oracle judges everything so far,
-so that a run may be stopped at any round; `--seed` repeats its faults. Memory of the servers is not
-judged, that of the workers is: see `Memory`.
+Three workers, Valkey and Tansu, or with `--broker apache` Apache Kafka, and then with exactly-once;
+every few seconds a worker is killed, frozen or replaced, or two are replaced at once, Redis is
+killed or made slow, a link is cut, Apache Kafka is killed or frozen. At the end of each round the
+oracle judges everything so far, so that a run may be stopped at any round; `--seed` repeats its
+faults. Memory of the servers is not judged, that of the workers is: see `Memory`.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from tests.faults.proxy import HOST, Proxy
 from tests.faults.workload import SETTINGS, families
 from tests.stream.harness import Worker
 
+WORKERS = 3
 FAMILIES = 40  # new ones a round
 FAULTS = 4  # in a round
 SECONDS = 600.0  # until everything of a round is answered
@@ -94,7 +95,7 @@ class Soak:
                     **settings(delivery),  # type: ignore[arg-type]
                 )
             )
-            for number in range(2)
+            for number in range(WORKERS)
         ]
         for worker in self.workers:
             worker.wait_ready()
@@ -103,6 +104,7 @@ class Soak:
             self._kill_worker,
             self._freeze_worker,
             self._replace_worker,
+            self._replace_workers,
             self._kill_redis,
             self._slow_redis,
             self._cut_redis,
@@ -121,21 +123,36 @@ class Soak:
         self.oracle.wait_until_finished(SECONDS)
         self.oracle.judge()
 
+    def _another(self) -> Worker:
+        return self._chance.choice(self.workers[1:])
+
     def _kill_worker(self) -> None:
-        self.workers[1].kill()
-        self.workers[1].start()
+        worker = self._another()
+        worker.kill()
+        worker.start()
 
     def _freeze_worker(self) -> None:
-        process = self.workers[1].process
+        process = self._another().process
         assert process is not None
         process.send_signal(signal.SIGSTOP)
         time.sleep(FROZEN_SECONDS)
         process.send_signal(signal.SIGCONT)
 
     def _replace_worker(self) -> None:
-        if self.workers[1].ready():  # before that there is nothing to hand over
-            assert self.workers[1].terminate() == 0
-            self.workers[1].start()
+        self._replace([self._another()])
+
+    def _replace_workers(self) -> None:
+        self._replace(self.workers[1:])
+
+    def _replace(self, workers: list[Worker]) -> None:
+        ready = [worker for worker in workers if worker.ready()]  # others have nothing to hand over
+        for worker in ready:
+            assert worker.process is not None
+            worker.process.send_signal(signal.SIGTERM)
+        for worker in ready:
+            assert worker.process is not None
+            assert worker.process.wait(SECONDS) == 0
+            worker.start()
 
     def _kill_redis(self) -> None:
         self._redis.kill()
