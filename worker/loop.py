@@ -93,6 +93,10 @@ class Loop:
         turning = monotonic() - self._turned < STALLED_SECONDS
         return turning and self._pipeline.alive() and self._publisher.is_alive()
 
+    def ended(self) -> bool:
+        """Whether it lets go of Kafka: what others ask its consumer then may fail."""
+        return self._closing.is_set()
+
     def publishing(self) -> bool:
         """Whether Kafka takes what is published."""
         return self._trouble is None

@@ -212,6 +212,8 @@ class Service:
         try:
             work()
         except BaseException as error:
+            if self._loop.ended():  # Kafka does not answer any more what was asked of it before
+                return
             log.exception("background work died", extra={"work": work.__name__.strip("_")})
             self._loop.fail(error)
 

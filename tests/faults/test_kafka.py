@@ -92,6 +92,15 @@ def test_a_broker_is_restarted_killed_and_frozen(
     until(worker.ready, SECONDS, "ready again")
 
 
+def test_what_a_thread_asks_of_kafka_after_the_end_is_not_its_death(
+    kafka_server: KafkaServer, start_worker: StartWorker
+) -> None:
+    worker = start_worker(command=(LATE, "question")).wait_ready()
+    until(lambda: "late" in {line["message"] for line in worker.lines()}, SECONDS, "late")
+    assert worker.terminate() == 0
+    assert "background work died" not in {line["message"] for line in worker.lines()}
+
+
 @pytest.mark.apache_kafka
 @pytest.mark.parametrize(
     ("delivery", "command"),
