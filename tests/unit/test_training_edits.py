@@ -96,3 +96,28 @@ def test_views_bear_any_shape(size: tuple[int, int]) -> None:
         rng = np.random.default_rng(seed)
         assert augment.hard_view(photo, other, rng).mode == "RGB"
         assert augment.mild_view(photo, rng).mode == "RGB"
+
+
+@pytest.mark.parametrize("size", ODD_SIZES)
+def test_bending_by_nothing_changes_nothing(size: tuple[int, int]) -> None:
+    photo = tiles()[100].resize(size)
+    still = np.zeros((3, 3), np.float32)
+    change = np.asarray(edits.bend(photo, still, still), int) - np.asarray(photo)
+    assert np.abs(change).max() <= 1  # rounding
+
+
+def test_bending_moves_what_is_seen_by_the_wanted_share() -> None:
+    stripes = np.zeros((80, 80, 3), np.uint8)
+    stripes[:, 40:] = 255
+    half = np.full((4, 4), 0.25, np.float32)
+    bent = np.asarray(edits.bend(Image.fromarray(stripes), half, 0 * half))
+    assert not bent[:, :19].any()
+    assert bent[:, 21:].all()  # to the edge: what is beyond the photo repeats its last column
+
+
+def test_a_reshot_is_a_picture_of_its_own() -> None:
+    photo = tiles()[100]
+    shots = [augment.reshot(photo, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert shots[0].tobytes() == shots[1].tobytes() != shots[2].tobytes()
+    assert shots[0].tobytes() != photo.tobytes()
+    assert 0.6 < shots[0].width * shots[0].height / (photo.width * photo.height) < 1

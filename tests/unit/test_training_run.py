@@ -76,6 +76,15 @@ def test_look_alikes_come_into_one_batch() -> None:
     assert all(photos[at] == photos[at + 1] ^ 1 for at in range(0, 40, 2))
 
 
+def test_every_so_many_photos_comes_a_reshot_with_a_label_of_its_own() -> None:
+    plain, views = (Views(read_tiles(), 32, 0, "contrastive", every) for every in (0, 4))
+    labels = [views[item][1] for item in range(12)]
+    for item, label in enumerate(labels):
+        again = item % 4 == 3
+        assert label == (~labels[item - 1] if again else plain[item][1])
+        assert np.array_equal(views[item][0], plain[item][0]) != again
+
+
 def test_look_alikes_are_the_nearest_but_never_the_same_picture() -> None:
     photos = read_tiles()
     near = look_alikes(Run(TINY, "cpu"), [*photos, photos[3]])

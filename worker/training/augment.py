@@ -57,6 +57,20 @@ def hard_view(image: Image.Image, other: Image.Image, rng: np.random.Generator) 
     return image
 
 
+def reshot(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Another photo of the same thing, taken from a step aside: no copy, and hard to tell from one.
+
+    What real ones have in common: things move against each other, the frame is another one, and
+    the light may be.
+    """
+    points = int(rng.integers(3, 6))
+    amount = rng.uniform(0.05, 0.12)
+    shifts = rng.uniform(-amount, amount, (2, points, points)).astype(np.float32)
+    image = edits.bend(image, *shifts)
+    image = edits.crop(image, rng.uniform(0.7, 0.95), rng.uniform(0.9, 1.1), *rng.random(2))
+    return _light(image, rng, 0.2)
+
+
 def _geometry(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     if rng.random() < 0.5:
         image = edits.mirror(image)

@@ -8,11 +8,13 @@ import io
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 RGB = tuple[int, int, int]
 WHITE: RGB = (255, 255, 255)
 BLACK: RGB = (0, 0, 0)
+BENT_CELLS = 8  # a side, each of which `bend` moves as one piece
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -116,6 +118,39 @@ def quarter_turn(image: Image.Image, turns: int) -> Image.Image:
 def turn(image: Image.Image, degrees: float, fill: RGB) -> Image.Image:
     """Turn by any angle; the corners show the fill."""
     return image.rotate(degrees, Image.Resampling.BILINEAR, expand=True, fillcolor=fill)
+
+
+def bend(
+    image: Image.Image, across: NDArray[np.float32], along: NDArray[np.float32]
+) -> Image.Image:
+    """Move what is seen smoothly, as another point of view does: no crop and no turn undoes it.
+
+    (n, n) shifts of n x n points spread evenly, in shares of the width and of the height.
+    """
+    edges = np.linspace(0, 1, BENT_CELLS + 1)
+    columns, rows = np.rint(edges * image.width), np.rint(edges * image.height)
+    x = _inside(columns[None] + _smooth(across) * image.width, image.width)
+    y = _inside(rows[:, None] + _smooth(along) * image.height, image.height)
+    corners = ((0, 0), (1, 0), (1, 1), (0, 1))  # row and column; Pillow goes down first
+    mesh = [
+        (
+            tuple(int(at) for at in (columns[c], rows[r], columns[c + 1], rows[r + 1])),
+            tuple(float(side[r + i, c + j]) for i, j in corners for side in (x, y)),
+        )
+        for r in range(BENT_CELLS)
+        for c in range(BENT_CELLS)
+    ]
+    return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+
+
+def _smooth(shifts: NDArray[np.float32]) -> NDArray[np.float32]:
+    side = (BENT_CELLS + 1, BENT_CELLS + 1)
+    return np.asarray(Image.fromarray(shifts).resize(side, Image.Resampling.BICUBIC))
+
+
+def _inside(places: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Pillow shows black from the far edge on."""
+    return np.clip(places, 0, size - 1e-3)
 
 
 def border(image: Image.Image, share: float, colour: RGB) -> Image.Image:

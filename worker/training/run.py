@@ -53,6 +53,9 @@ class Recipe:
     alike: int = _option(
         8, "photos that look alike brought together in a batch; 1 for none", whole(1)
     )
+    reshots: int = _option(
+        4, "every so many-th photo is a made-up re-shot of the one before; 0 for none", whole(0)
+    )
     temperature: float = _option(0.05, "of the contrastive loss", share(0, math.inf))
     entropy_weight: float = _option(
         2.0, "of what spreads strangers, in the contrastive loss", float

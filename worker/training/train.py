@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         run.start_from(start)
     if arguments["resume"]:
         run.load(checkpoint)
-    views = Views(kept, recipe.size, recipe.seed, recipe.objective)
+    views = Views(kept, recipe.size, recipe.seed, recipe.objective, recipe.reshots)
     follow(run, views, out, arguments["processes"], arguments["save_every"])
     settle(run, views, kept)
     finish(run, held_out, out)

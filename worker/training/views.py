@@ -30,8 +30,11 @@ class Views(Dataset[tuple[NDArray[np.uint8], int]]):
     For the rotation objective: (1, S, S, 3) a turned mild view, with its number of quarter turns.
     """
 
-    def __init__(self, photos: list[Photo], size: int, seed: int, objective: str) -> None:
-        self.photos, self.seed, self.objective = photos, seed, objective
+    def __init__(
+        self, photos: list[Photo], size: int, seed: int, objective: str, reshots: int = 0
+    ) -> None:
+        """Every `reshots`-th item is a re-shot of the one before, a photo of its own; 0: none."""
+        self.photos, self.seed, self.objective, self.reshots = photos, seed, objective, reshots
         self._drawn: tuple[int, NDArray[np.int64]] | None = None
         self.bring_together(None, 1)
         self.resize(size)
@@ -53,9 +56,12 @@ class Views(Dataset[tuple[NDArray[np.uint8], int]]):
 
     def __getitem__(self, item: int) -> tuple[NDArray[np.uint8], int]:
         rng = np.random.default_rng((self.seed, 1, item))
-        epoch, place = divmod(item, len(self.images))
+        again = self.reshots > 0 and item % self.reshots == self.reshots - 1
+        epoch, place = divmod(item - again, len(self.images))
         photo = int(self._order(epoch)[place])
         image = self.images[photo]
+        if again:
+            image, photo = augment.reshot(image, rng), ~photo
         mild = to_pixels(augment.mild_view(image, rng), self.size)
         if self.objective == "rotation":
             turns = int(rng.integers(4))
