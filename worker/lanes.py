@@ -122,6 +122,32 @@ class Lanes(Generic[Job]):
                 return
 
 
+class InLine:
+    """How many of each name are between two stages; none is kept of a name once all are through."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._lock = Lock()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._counts
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def enter(self, name: str) -> None:
+        """One more is in line."""
+        with self._lock:
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def leave(self, name: str) -> None:
+        """One that entered is through."""
+        with self._lock:
+            self._counts[name] -= 1
+            if not self._counts[name]:
+                del self._counts[name]
+
+
 class Turns(Generic[Taken]):
     """Threads that take in turn, work side by side, and hand on in the order in which they took."""
 

@@ -11,7 +11,6 @@ is ready, so batches grow with the load and a lone event waits for nobody.
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from worker.errors import EventError
 from worker.index import Index
 from worker.jobs import Job, Pixels
-from worker.lanes import Lanes, Turns, gather
+from worker.lanes import InLine, Lanes, Turns, gather
 from worker.messages import MessageLimits, parse
 from worker.metrics import Metrics
 from worker.reading import Reader
@@ -117,8 +116,7 @@ class Pipeline:
         self._turns: Turns[list[Job]] = Turns()
         # Each counter has one writing stage; the difference of two is what is between them.
         self._passed_to_decoders = self._passed_embedder = 0
-        self._deletes_passed: Counter[str] = Counter()
-        self._deletes_done: Counter[str] = Counter()
+        self._deletes = InLine()  # by namespace
         self._stopping = Event()
         self._reader = Reader(
             self._fetch,
@@ -220,7 +218,7 @@ class Pipeline:
 
     def _take_source(self, job: Job) -> None:
         if job.event is not None and job.is_delete:
-            self._deletes_passed[job.event.namespace] += 1
+            self._deletes.enter(job.event.namespace)
         if not job.live or job.is_delete:
             if job.source is not None:  # its partition is lost; its bytes may be on their way
                 job.source.add_done_callback(self._abandon)
@@ -242,8 +240,7 @@ class Pipeline:
         """Whether to ask early: not past a delete still in line, whose image looks known yet."""
         if job.event is None or job.is_delete or not job.live:
             return False
-        namespace = job.event.namespace
-        return self._deletes_passed[namespace] == self._deletes_done[namespace]
+        return job.event.namespace not in self._deletes
 
     def _start_decoding(self, job: Job) -> None:
         if job.live and job.answer is None and not job.is_delete:
@@ -319,5 +316,5 @@ class Pipeline:
                 self._resolver.resolve(jobs)
             for job in jobs:
                 if job.event is not None and job.is_delete:
-                    self._deletes_done[job.event.namespace] += 1
+                    self._deletes.leave(job.event.namespace)
             self.outcomes.put(jobs)

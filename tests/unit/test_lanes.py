@@ -8,7 +8,7 @@ from threading import Event, Thread
 
 import pytest
 
-from worker.lanes import CROWDED, Lanes, Turns, gather, take_all
+from worker.lanes import CROWDED, InLine, Lanes, Turns, gather, take_all
 from worker.offsets import Partition
 
 
@@ -228,3 +228,18 @@ def test_one_thread_takes_at_a_time() -> None:
         assert not second.wait(0.1)
         first.set()
         assert [slow.result(), fast.result()] == [(0, "first"), (1, "second")]
+
+
+def test_what_is_in_line_is_counted_by_name_and_nothing_is_kept_of_the_rest() -> None:
+    line = InLine()
+    for name in ("a", "b", "a"):
+        line.enter(name)
+    line.leave("a")
+    assert "a" in line and "b" in line and "c" not in line
+    line.leave("a")
+    line.leave("b")
+    assert "a" not in line
+    for number in range(1000):
+        line.enter(str(number))
+        line.leave(str(number))
+    assert len(line) == 0
