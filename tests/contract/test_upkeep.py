@@ -163,12 +163,12 @@ def test_fsck_sees_what_is_broken(
 
 def id_of(keys: Keys, name: str) -> str:
     """The bucket of an id after 20 images."""
-    return keys.lookup("id:", digest(name), 20)
+    return keys.lookup("id:", digest(name), 20, None)
 
 
 def sha_of(keys: Keys, sha: bytes) -> str:
     """The bucket of some bytes after 20 images."""
-    return keys.lookup("sha:", sha * 8, 20)
+    return keys.lookup("sha:", sha * 8, 20, None)
 
 
 def test_fsck_sees_the_entry_of_a_deleted_image(bench: Bench) -> None:

@@ -46,13 +46,15 @@ def test_namespaces_are_encoded_one_to_one_and_without_braces(namespace: str) ->
     assert not set(encoded) & set("{}: *?[]")
 
 
-@given(st.integers(0, 10**7), st.binary(min_size=16, max_size=16))
-def test_a_lookup_bucket_exists_and_splits_in_place(sequences: int, digest: bytes) -> None:
+@given(st.integers(0, 10**7), st.binary(min_size=16, max_size=16), st.sampled_from([None, b"salt"]))
+def test_a_lookup_bucket_exists_and_splits_in_place(
+    sequences: int, digest: bytes, salt: bytes | None
+) -> None:
     """Linear hashing: growing by one bucket moves entries of one bucket only, and only there."""
     keys = Keys("n", "g")
 
     def bucket(count: int) -> int:
-        return int(keys.lookup("id:", digest, count).rsplit(":", 1)[1])
+        return int(keys.lookup("id:", digest, count, salt).rsplit(":", 1)[1])
 
     before, after = bucket(sequences), bucket(sequences + LOAD)
     assert 0 <= before <= sequences // LOAD

@@ -4,6 +4,7 @@
 -- ARGV[2]  model id
 -- ARGV[3]  record layout version
 -- ARGV[4]  centroid of the first cluster, 128 bytes
+-- ARGV[5]  salt of the lookups: fresh random bytes
 -- Returns  {'building', generation, history}, {'serving', generation, history} when this model
 --          answers already, {'none'} when there is no such namespace
 
@@ -19,5 +20,5 @@ if root[2] then
   redis.call('HSET', KEYS[1], 'retired:' .. root[2], 1)
 end
 redis.call('HSET', KEYS[1], 'building', ARGV[1])
-found(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
+found(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])
 return {'building', ARGV[1], history()}

@@ -2,7 +2,7 @@
 -- Names, types and byte layouts of the keys are documented once, in keys.py.
 --
 -- KEYS[1]  {ns}:root          hash   which generation answers, which is being built
--- KEYS[2]  {ns}:<gen>:meta    hash   next sequence, log version, next cluster id
+-- KEYS[2]  {ns}:<gen>:meta    hash   next sequence, log version, next cluster id, salt
 -- ARGV[1]  generation the caller works on; `@` and a replication id follow where what the caller knows
 --          was read from a server, and holds for that server's history only
 --
@@ -13,7 +13,9 @@ local CHUNK = 60            -- records in one chunk string: 8,160 bytes, just un
 local SPAN = 32             -- sequences in one bucket of image records
 local LOAD = 40             -- inserts per lookup bucket: it keeps listpack encoding (see keys.py)
 local LOG_LENGTH = 10000    -- changes kept; a worker further behind reads the whole table
+local FIELDS = 1000         -- arguments of one command: Lua's stack takes some 8,000
 local LIVE, COPY, DELETED = 0, 1, 2
+local CHAIN = 1000          -- earlier lives of an id looked for where they are not remembered
 local WHERE = 28            -- in an image's record, the first of 6 bytes: cluster, or a copy's original
 
 local meta = KEYS[2]
@@ -37,49 +39,99 @@ local function served(claim)
   return answers[1] == generation or answers[2] == generation
 end
 
+-- Counters of the generation: salt of its lookups (none where layout 1 was written), sequences
+-- handed out.
+local function lookups()
+  local read = redis.call('HMGET', meta, 'salt', 'sequence')
+  return read[1], tonumber(read[2] or 0)
+end
+
+-- Whoever sends events chooses the digests; the salt, which nobody is told, chooses the buckets.
+local hashes = {}
+local function hash_of(salt, digest)
+  if not salt then return (struct.unpack('>I4', digest)) end
+  local hash = hashes[digest]
+  if not hash then
+    hash = tonumber(string.sub(redis.sha1hex(salt .. digest), 1, 8), 16)
+    hashes[digest] = hash
+  end
+  return hash
+end
+
 -- Linear hashing: the number of buckets follows the number of sequences handed out.
 -- Answers with the function from a kind of lookup and a digest to the key of its bucket.
-local function buckets_after(sequences)
+local function buckets_after(salt, sequences)
   local buckets = math.floor(sequences / LOAD) + 1
   local size = 1
   while size * 2 <= buckets do size = size * 2 end
   return function(kind, digest)
-    local hash = struct.unpack('>I4', digest)
+    local hash = hash_of(salt, digest)
     local at = hash % (size * 2)
     if at >= buckets then at = hash % size end
     return prefix .. kind .. number(at)
   end
 end
 
-local function split_bucket(kind, new)
-  local size = 1
-  while size * 2 <= new do size = size * 2 end
-  local from = prefix .. kind .. number(new - size)
+-- The bucket among the first `buckets` whose entries bucket `new` will get.
+local function source_of(new, buckets)
+  while new >= buckets do
+    local size = 1
+    while size * 2 <= new do size = size * 2 end
+    new = new - size
+  end
+  return new
+end
+
+-- What leaves a bucket for others, field, value, field, ... by the key it goes to.
+local function leaving(kind, bucket, after)
+  local from, targets = prefix .. kind .. number(bucket), {}
   local entries = redis.call('HGETALL', from)
-  local leaving, fields = {}, {}
   for i = 1, #entries, 2 do
-    if struct.unpack('>I4', entries[i]) % (size * 2) == new then
-      leaving[#leaving + 1] = entries[i]
-      leaving[#leaving + 1] = entries[i + 1]
-      fields[#fields + 1] = entries[i]
+    local target = after(kind, entries[i])
+    if target ~= from then
+      local moved = targets[target] or {}
+      targets[target] = moved
+      moved[#moved + 1], moved[#moved + 2] = entries[i], entries[i + 1]
     end
   end
-  if #fields == 0 then return end
-  redis.call('HSET', prefix .. kind .. number(new), unpack(leaving))
-  redis.call('HDEL', from, unpack(fields))
+  return {from = from, targets = targets}
 end
 
--- Hands out sequences after `count`, and lets the lookups grow with them; answers with the last one.
-local function hand_out(count, many)
-  local last = redis.call('HINCRBY', meta, 'sequence', many)
-  for full = math.floor(count / LOAD) + 1, math.floor(last / LOAD) do
-    split_bucket('id:', full)
-    split_bucket('sha:', full)
+-- Reads what has to move where the lookups grow; nothing is written before all of it is known.
+local function growth(salt, count, last)
+  local old, new = math.floor(count / LOAD) + 1, math.floor(last / LOAD) + 1
+  local after, moves, seen = buckets_after(salt, last), {}, {}
+  for bucket = old, new - 1 do
+    local source = source_of(bucket, old)
+    if not seen[source] then
+      seen[source] = true
+      for _, kind in ipairs({'id:', 'sha:'}) do moves[#moves + 1] = leaving(kind, source, after) end
+    end
   end
-  return last
+  return moves
 end
 
-local function sequences() return tonumber(redis.call('HGET', meta, 'sequence') or 0) end
+local function move(from, target, entries)
+  for first = 1, #entries, FIELDS do
+    local last = math.min(first + FIELDS - 1, #entries)
+    redis.call('HSET', target, unpack(entries, first, last))
+    local fields = {}
+    for i = first, last, 2 do fields[#fields + 1] = entries[i] end
+    redis.call('HDEL', from, unpack(fields))
+  end
+end
+
+-- Hands out sequences after `count`, and lets the lookups grow with them; answers with the function
+-- from a kind of lookup and a digest to the bucket of it from now on.
+local function hand_out(salt, count, many)
+  local last = count + many
+  local moves = growth(salt, count, last)
+  redis.call('HINCRBY', meta, 'sequence', many)
+  for _, each in ipairs(moves) do
+    for target, entries in pairs(each.targets) do move(each.from, target, entries) end
+  end
+  return buckets_after(salt, last)
+end
 
 local function record_key(sequence) return prefix .. 'rec:' .. number(math.floor(sequence / SPAN)) end
 
@@ -117,6 +169,55 @@ end
 
 local function image_name(sequence)
   return redis.call('HGET', record_key(sequence), field(sequence, 1)) or ''
+end
+
+local function past_key(digest) return prefix .. 'past:' .. digest end
+
+local function position(partition, offset)
+  return struct.pack('>I4I2I4', partition, math.floor(offset / 4294967296), offset % 4294967296)
+end
+
+-- Keeps that an event was of a life of an id: of each life and partition the last one is enough.
+local function remember(past, partition, offset, sequence)
+  local at = position(partition, offset)
+  local before = redis.call('ZREVRANGEBYLEX', past, '(' .. at, '[' .. string.sub(at, 1, 4),
+    'LIMIT', 0, 1)[1]
+  if before and struct.unpack('>I8', before, 11) == sequence then
+    redis.call('ZREM', past, before)
+  end
+  redis.call('ZADD', past, 0, at .. struct.pack('>I8', sequence))
+end
+
+-- Remembers the events that a record tells, before another life takes its place.
+local function remember_life(past, sequence, record)
+  remember(past, record.partition, record.offset, sequence)
+  if record.kind == DELETED then
+    remember(past, record.deleted_partition, record.deleted_offset, sequence)
+  end
+end
+
+-- Remembers the lives before `latest` of an id whose lives were written by a version that kept only
+-- the way back: once an id, and so many at most.
+local function remember_chain(past, latest)
+  for _ = 1, CHAIN do
+    latest = tonumber(redis.call('HGET', record_key(latest), field(latest, 3)))
+    if not latest then return end
+    remember_life(past, latest, read_record(latest))
+  end
+end
+
+-- Which life of an id an event is of that is not the newest of its partition: the one that the next
+-- event of this partition was of. nil: it is newer than all its partition has done to the id.
+local function life_at(digest, latest, record, partition, offset)
+  local past, at = past_key(digest), position(partition, offset)
+  if redis.call('EXISTS', past) == 0 then remember_chain(past, latest) end
+  local next = redis.call('ZRANGEBYLEX', past, '[' .. at,
+    '[' .. string.sub(at, 1, 4) .. string.rep('\255', 15), 'LIMIT', 0, 1)[1]
+  if next then return (struct.unpack('>I8', next, 11)) end
+  if record.partition == partition and offset <= record.offset then return latest end
+  if record.kind == DELETED and record.deleted_partition == partition
+    and offset <= record.deleted_offset then return latest end
+  return nil
 end
 
 -- A cluster's state: epoch, records written (dead ones too), live records; nil when retired.
@@ -181,9 +282,9 @@ local function log_change(retired, added)
 end
 
 -- Makes an empty generation with one cluster.
-local function found(generation, model, layout, centroid)
+local function found(generation, model, layout, centroid, salt)
   redis.call('HSET', KEYS[1], 'model:' .. generation, model, 'layout:' .. generation, layout)
-  redis.call('HSET', meta, 'sequence', 0, 'version', 0, 'cluster', 1)
+  redis.call('HSET', meta, 'sequence', 0, 'version', 0, 'cluster', 1, 'salt', salt)
   local first = struct.pack('>I4', 1)
   redis.call('HSET', centroids, first, centroid)
   write_state(first, {epoch = 1, length = 0, live = 0})

@@ -11,22 +11,23 @@
 
 if not served(ARGV[1]) then return -1 end
 local partition, offset = tonumber(ARGV[4]), tonumber(ARGV[5])
-local lookup = buckets_after(sequences())
+local lookup = buckets_after(lookups())
 local known = redis.call('HGET', lookup('id:', ARGV[3]), ARGV[3])
 if not known then return 0 end
 local sequence = tonumber(known)
 local record = read_record(sequence)
 
+if record.kind == DELETED and record.deleted_partition == partition
+  and record.deleted_offset == offset then return 1 end
+if life_at(ARGV[3], sequence, record, partition, offset) then return 0 end
 if record.kind == DELETED then
-  local same = record.deleted_partition == partition
-  if same and record.deleted_offset == offset then return 1 end
-  if not same or record.deleted_offset < offset then
-    record.deleted_partition, record.deleted_offset = partition, offset
-    write_record(sequence, record)
+  if record.deleted_partition ~= partition then
+    remember(past_key(ARGV[3]), record.deleted_partition, record.deleted_offset, sequence)
   end
+  record.deleted_partition, record.deleted_offset = partition, offset
+  write_record(sequence, record)
   return 0
 end
-if record.partition == partition and offset < record.offset then return 0 end
 
 -- Rewrites the sequence of the vector in its cluster, or zeroes the record when there is no heir.
 local function replace(heir)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from worker import config
 from worker.index.cache import LAYOUT
 from worker.index.centroid_log import replay
+from worker.index.former import past, unremembered
 from worker.index.keys import (
     CLUSTER,
     COPY,
@@ -57,6 +58,7 @@ class Check:
         self._later: dict[str, int] = {}  # problems, unless their sequence is handed out by now
         self._version = int(store.command("HGET", keys.meta, "version") or 0)
         self.last = self._sequence()
+        self._salt = store.command("HGET", keys.meta, "salt")
         self.states = {
             CLUSTER.unpack(cluster)[0]: State.unpack(state)
             for cluster, state in store.command("HGETALL", keys.clusters).items()
@@ -157,7 +159,8 @@ class Check:
                     names.append((sequence, name))
             self._check_rest(bucket, fields)
         self._check_records(records)
-        self._check_names(names)
+        former = self._check_names(names)
+        self.problems += unremembered(self._store, self._keys, former, dict(records))
 
     def _check_rest(self, bucket: int, fields: dict[bytes, bytes]) -> None:
         """Fields that are of no sequence handed out; at the end they may be of the next ones."""
@@ -197,12 +200,20 @@ class Check:
             if score is None:
                 self._say(f"copy {sequence} is not listed with its original")
 
-    def _check_names(self, names: Named) -> None:
-        """Each id leads to its last sequence, and from there back to all it had before."""
+    def _check_names(self, names: Named) -> Named:
+        """Each id leads to its last sequence, and from there back to all it had before.
+
+        Answers those that are not the last of their id, and the id's digest.
+        """
         digests = [digest(name.decode(errors="replace")) for _, name in names]
         self._ids[[sequence for sequence, _ in names]] = [_end(each) for each in digests]
         latest = self._lookup("id:", digests)
         waiting = [(sequence, at) for (sequence, _), at in zip(names, latest, strict=True)]
+        former = [
+            (sequence, each)
+            for (sequence, at), each in zip(waiting, digests, strict=True)
+            if at is not None and at > sequence
+        ]
         while waiting:
             on_the_way: list[tuple[int, int]] = []
             for sequence, at in waiting:
@@ -218,11 +229,12 @@ class Check:
                 for (sequence, at), reply in zip(on_the_way, replies, strict=True)
                 for back in (_number(reply),)
             ]
+        return former
 
     def _lookup(self, kind: str, fields: list[bytes]) -> list[int | None]:
         last = self._sequence()  # the buckets grow beside workers
         values = self._store.commands(
-            [("HGET", self._keys.lookup(kind, field, last), field) for field in fields]
+            [("HGET", self._keys.lookup(kind, each, last, self._salt), each) for each in fields]
         )
         return [_number(value) for value in values]
 
@@ -231,7 +243,7 @@ class Check:
             for page in self._pages(kind):
                 for bucket, entries in page:
                     for name, value in entries.items():
-                        if self._keys.lookup(kind, name, self.last) != bucket:
+                        if self._keys.lookup(kind, name, self.last, self._salt) != bucket:
                             self._say(f"{bucket} holds an entry of another bucket")
                         self._check_entry(kind, bucket, name, value)
 
@@ -260,6 +272,11 @@ class Check:
             self._check_copies(
                 [(name, name[len(lists) :]) for name in page if name.startswith(lists)]
             )
+            for sequence, each, problem in past(self._store, self._keys, page):
+                if sequence > self.last:
+                    self._later[problem] = sequence
+                elif self._ids[sequence] != _end(each):
+                    self._say(problem)
 
     def _check_copies(self, lists: list[tuple[bytes, bytes]]) -> None:
         """Each list of copies, named by their bytes, holds only those."""

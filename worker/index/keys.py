@@ -9,7 +9,7 @@ a namespace by one model: `rebuild` fills the next one while the first answers.
     {ns}:root             hash    serving, building -> generation; model:<g> -> model id;
                                   layout:<g> -> LAYOUT; retired:<g> -> 1 until its keys are gone
     {ns}:<g>:meta         hash    sequence -> last one handed out; version -> of the centroid log;
-                                  cluster -> last id handed out
+                                  cluster -> last id handed out; salt -> of the lookups
     {ns}:<g>:centroids    hash    cluster (u32 BE) -> 128 x int8
     {ns}:<g>:clusters     hash    cluster (u32 BE) -> epoch, length, live (3 x u32 BE)
     {ns}:<g>:log          stream  <version>-1 -> retired: ids; added: (id + centroid) ...
@@ -19,6 +19,9 @@ a namespace by one model: `rebuild` fills the next one while the first answers.
     {ns}:<g>:id:<b>       hash    SHA-256(id)[:16] -> last sequence          linear hashing
     {ns}:<g>:sha:<b>      hash    SHA-256(image)[:16] -> earliest sequence   linear hashing
     {ns}:<g>:copies:<sha> zset    sequences of living exact copies, only where there are some
+    {ns}:<g>:past:<id>    zset    of SHA-256(id)[:16], only after add, delete, add: u32 partition,
+                                  u48 offset, u64 sequence (BE), the last event of each partition
+                                  in each life, but for what the last life's record tells
     {ns}:<g>:due          set     clusters waiting for a split, a merge or a compaction
     {ns}:<g>:lock:<c>     string  fencing token of the worker that is rebuilding cluster c
 
@@ -29,7 +32,9 @@ delete's u32 partition and u48 offset.
 Sixteen bytes of a SHA-256 are enough: an accident needs 2^64 images, and an attacker who spends
 2^64 work makes two images of his own count as the same. Linear hashing keeps 20 to 80 fields in a
 bucket and a span of 32 sequences at most 128, so with the servers' defaults (512 entries, 64 bytes)
-all hashes but the two cluster tables stay in their compact encoding.
+all hashes but the two cluster tables stay in their compact encoding. A digest's bucket follows from
+the SHA-1 of salt and digest, so nobody who sends events can aim at one. Layout 1, still read and
+written where it is found, has no salt: there the digest itself says the bucket.
 """
 
 import hashlib
@@ -38,11 +43,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote, unquote
 
-LAYOUT = "1"
+LAYOUT = "2"
+LAYOUTS = ("1", LAYOUT)
+"""What this version reads and writes; what it makes anew has the last one."""
 NAMESPACES = "dedup:namespaces"
 
 RECORD = 136
 DIGEST = 16
+SALT = 16
 SPAN = 32
 LOAD = 40
 CHUNK = 60
@@ -55,6 +63,8 @@ REMOVAL = struct.Struct(">IHI")
 STATE = struct.Struct(">III")
 CLUSTER = struct.Struct(">I")
 NEVER_READ = STATE.pack(0, 0, 0)
+PAST = struct.Struct(">IHIQ")
+"""An event of an earlier life: partition, offset (u48), sequence of the life."""
 CENTROID = 128
 ADDED = CLUSTER.size + CENTROID
 
@@ -143,15 +153,22 @@ class Keys:
         """The key of the lock on a cluster."""
         return f"{self.prefix}lock:{cluster}"
 
-    def lookup(self, kind: str, digest: bytes, sequences: int) -> str:
+    def lookup(self, kind: str, digest: bytes, sequences: int, salt: bytes | None) -> str:
         """The bucket (kind `id:` or `sha:`) of a digest after so many sequences.
 
-        Linear hashing (Litwin, VLDB 1980); the scripts have the same rule.
+        Linear hashing (Litwin, VLDB 1980); the scripts have the same rule. A generation of layout 1
+        has no salt.
         """
+        if salt is not None:
+            digest = hashlib.sha1(salt + digest, usedforsecurity=False).digest()
         buckets = sequences // LOAD + 1
         size = 1 << (buckets.bit_length() - 1)
         at = int.from_bytes(digest[:4], "big") % (2 * size)
         return f"{self.prefix}{kind}{at if at < buckets else at % size}"
+
+    def past(self, digest: bytes) -> bytes:
+        """The key of the events of an id's former lives."""
+        return f"{self.prefix}past:".encode() + digest
 
     def record(self, sequence: int) -> tuple[str, int]:
         """The bucket of a sequence and the first of its four fields."""

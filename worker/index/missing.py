@@ -89,8 +89,11 @@ class Missing:
     def _look_up(self, names: list[bytes]) -> dict[bytes, Image | None]:
         """What `new` has under each id."""
         new, last = self._new, self._sequence(self._new)
+        salt = self._store.command("HGET", new.meta, "salt")
         digests = [digest(name.decode()) for name in names]
-        replies = self._store.commands([("HGET", new.lookup("id:", d, last), d) for d in digests])
+        replies = self._store.commands(
+            [("HGET", new.lookup("id:", d, last, salt), d) for d in digests]
+        )
         found = {n: int(reply) for n, reply in zip(names, replies, strict=True) if reply}
         places = [new.record(sequence) for sequence in found.values()]
         records = self._store.commands([("HGET", key, first) for key, first in places])

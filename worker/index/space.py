@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from worker.errors import ConfigError, ModelMismatch
 from worker.index.centroids import Table
-from worker.index.keys import CENTROID, LAYOUT, NAMESPACES, Keys, encode
+from worker.index.keys import CENTROID, LAYOUT, LAYOUTS, NAMESPACES, SALT, Keys, encode
 from worker.index.store import Store
 
 Opener = Callable[[Store, str, str], "Space"]
@@ -69,15 +69,25 @@ def open_space(store: Store, namespace: str, model_id: str) -> Space:
     # A generation's name is random, so what a worker cached of a lost one can never pass for it.
     offered = Keys(namespace, secrets.token_hex(4))
     store.command("SADD", NAMESPACES, encode(namespace))
-    reply = store.script("ensure", offered, model_id, LAYOUT, bytes(CENTROID))
+    reply = store.script("ensure", offered, *_offer(model_id))
     serving, model, layout, history = (part.decode() for part in reply)
     check_model(namespace, model_id, model)
-    if layout != LAYOUT:
+    if layout not in LAYOUTS:
         raise ModelMismatch(
-            f"namespace {namespace!r} has record layout {layout}, this version writes {LAYOUT}: "
-            "run the version that wrote it, or rebuild the namespace"
+            f"namespace {namespace!r} has record layout {layout}, this version knows "
+            f"{' and '.join(LAYOUTS)}: run the version that wrote it, or rebuild the namespace"
         )
     return Space(store, Keys(namespace, serving, history))
+
+
+def _offer(model_id: str) -> tuple[str | bytes, ...]:
+    """What a generation is made of, where one has to be made."""
+    return model_id, LAYOUT, bytes(CENTROID), secrets.token_bytes(SALT)
+
+
+def exists(store: Store, namespace: str) -> bool:
+    """Whether there is such a namespace."""
+    return bool(store.command("HEXISTS", Keys(namespace, "").root, "serving"))
 
 
 def open_building(store: Store, namespace: str, model_id: str) -> Space:
@@ -86,7 +96,7 @@ def open_building(store: Store, namespace: str, model_id: str) -> Space:
     Raises ConfigError when the namespace does not exist.
     """
     offered = Keys(namespace, secrets.token_hex(4))
-    state, *generation = store.script("begin", offered, model_id, LAYOUT, bytes(CENTROID))
+    state, *generation = store.script("begin", offered, *_offer(model_id))
     if state == b"none":
         raise ConfigError(f"namespace {namespace!r} does not exist")
     return Space(store, Keys(namespace, *(part.decode() for part in generation)))

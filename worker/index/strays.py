@@ -12,8 +12,8 @@ from worker.index.store import Store
 ALONE = {b"meta", b"centroids", b"clusters", b"log", b"due"}
 BUCKETS = {b"rec": SPAN, b"id": LOAD, b"sha": LOAD}
 """Kinds of buckets, and the sequences that make one more."""
-LISTS = {b"copies", b"lock"}
-"""Kinds of which there may be one for any image or cluster."""
+LISTS = {b"copies", b"lock", b"past"}
+"""Kinds of which there may be one for any image, id or cluster."""
 
 
 def strays(store: Store, keys: Keys, names: Sequence[bytes]) -> list[bytes]:
