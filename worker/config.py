@@ -186,6 +186,9 @@ class Settings(KafkaSettings, RedisSettings):
 
     # Events
     max_id_bytes: int = Field(512, ge=1, le=65_536, description="longest image id, in bytes")
+    namespaces: CommaList = Field(
+        (), description="namespaces events may name, e.g. default,shop; others are a dead letter"
+    )
     max_attributes_bytes: int = Field(
         16 * KIB, ge=2, le=MIB, description="largest `attributes` of an event, in bytes of JSON"
     )
@@ -328,6 +331,7 @@ class Settings(KafkaSettings, RedisSettings):
     log_format: Literal["json", "text"] = Field("json", description="shape of a log line")
 
     @field_validator(
+        "namespaces",
         "fetch_schemes",
         "fetch_hosts",
         "fetch_roots",

@@ -51,10 +51,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """How long an id (bytes of UTF-8) and how large `attributes` (bytes of JSON) may be."""
+    """How long an id (bytes of UTF-8) and how large `attributes` (bytes of JSON) may be.
+
+    And which namespaces may be named: any where none is told.
+    """
 
     max_id_bytes: int = 512
     max_attributes_bytes: int = 16 * 1024
+    namespaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,8 @@ def _check_schema(schema: object) -> None:
 
 
 def _check_limits(event: ImageEvent, limits: MessageLimits) -> None:
+    if limits.namespaces and event.namespace not in limits.namespaces:
+        raise _bad(f"namespace: {event.namespace!r} is none of those allowed")
     try:
         size = len(event.image_id.encode())
     except UnicodeEncodeError:

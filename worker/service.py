@@ -8,6 +8,7 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from threading import Event, Thread
 from time import monotonic
 from typing import TypeVar
@@ -152,7 +153,8 @@ class Service:
             index_settings(settings, threshold),
         )
         # A namespace of another model must stop the worker now, not at its first event.
-        self._until_there("redis", lambda: index.open("default"))
+        for namespace in settings.namespaces or ("default",):
+            self._until_there("redis", partial(index.open, namespace))
         fetcher = Fetcher(source_policy(settings))
         pipeline = Pipeline(
             index=index,
@@ -167,7 +169,9 @@ class Service:
                 fetch_concurrency=settings.fetch_concurrency,
                 fetched_bytes=settings.in_flight_bytes,
                 max_image_bytes=settings.max_image_bytes,
-                limits=MessageLimits(settings.max_id_bytes, settings.max_attributes_bytes),
+                limits=MessageLimits(
+                    settings.max_id_bytes, settings.max_attributes_bytes, settings.namespaces
+                ),
             ),
         )
         loop = self._until_there(

@@ -208,6 +208,16 @@ def test_upkeep_planned_on_the_old_server_is_not_done_on_the_new(pair: Pair, ben
     bench.assert_whole()
 
 
+def test_a_namespace_that_is_lost_whole_is_noticed_by_a_delete(pair: Pair, bench: Bench) -> None:
+    index = bench.index()
+    pair.synchronise()
+    pair.cut_off()
+    index.place([bench.arrival("p", vectors(1)[0], position=(0, 4))])
+    pair.fail_over()
+    assert not index.forget(bench.namespace, "x", (0, 9))
+    assert index.lost() == {0: 4}
+
+
 def test_a_restart_that_keeps_everything_changes_nothing(redis_server: LocalRedis) -> None:
     def connect() -> redis.Redis:
         return redis_server.client()

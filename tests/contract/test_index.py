@@ -1,12 +1,16 @@
 """What every caller of the index relies on, on one server and on a cluster."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import redis
 
 from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors
 from worker.errors import InfrastructureError, ModelMismatch
-from worker.index.store import Store
+from worker.index import Answer
+from worker.index.keys import NAMESPACES, encode
+from worker.index.store import PIPELINE, Store
 
 
 def test_first_is_unique_and_its_near_copy_names_it(bench: Bench) -> None:
@@ -171,6 +175,67 @@ def test_namespaces_do_not_see_each_other(bench: Bench) -> None:
     assert index.names(names[1], [1]) == {1: "a"}
     for name in names:
         replace(bench, namespace=name).assert_whole()
+
+
+def test_what_stores_nothing_makes_no_namespace(bench: Bench) -> None:
+    index, rows = bench.index(), vectors(1)
+    check = bench.arrival("c", near(rows)[0], store=False)
+
+    def keys() -> list[bytes]:
+        pages = bench.store().pages(f"{{{encode(bench.namespace)}}}")
+        return [name for page in pages for name in page]
+
+    assert not index.forget(bench.namespace, "x", (0, 1))
+    assert index.recognise([check]) == [None]
+    assert index.place([check]) == [Answer("placed")]
+    assert keys() == []
+    assert not bench.store().command("SISMEMBER", NAMESPACES, encode(bench.namespace))
+    bench.index().place([bench.arrival("p", rows[0])])
+    assert earliest_ids(index.place([check])) == ["p"]
+    assert index.forget(bench.namespace, "p", (0, 9))
+    assert bench.store().command("SISMEMBER", NAMESPACES, encode(bench.namespace))
+    bench.assert_whole()
+
+
+def test_a_check_of_another_model_is_refused_once_there_is_a_namespace(bench: Bench) -> None:
+    other, rows = bench.index(model="model-b"), vectors(1)
+    check = bench.arrival("c", rows[0], store=False)
+    assert other.recognise([check]) == [None]
+    bench.index().open(bench.namespace)
+    for ask in (other.recognise, other.place):
+        with pytest.raises(ModelMismatch):
+            ask([check])
+    with pytest.raises(ModelMismatch):
+        other.forget(bench.namespace, "x", (0, 1))
+
+
+def test_layouts_that_are_known_are_served_and_others_are_refused(bench: Bench) -> None:
+    index, rows = bench.index(), vectors(60)
+    index.open(bench.namespace)
+    store, keys = bench.store(), bench.keys()
+    layout = f"layout:{keys.generation}"
+    store.command("HSET", keys.root, layout, "1")
+    store.command("HDEL", keys.meta, "salt")
+    place_all(bench.index(), bench.arrivals("p", rows))
+    assert earliest_ids(bench.index().place([bench.arrival("c", near(rows)[7])])) == ["p-7"]
+    bench.assert_whole()
+    store.command("HSET", keys.root, layout, "3")
+    with pytest.raises(ModelMismatch, match="layout 3, this version knows 1 and 2"):
+        bench.index().open(bench.namespace)
+
+
+def test_a_walk_over_all_keys_says_in_one_line_that_redis_is_away(bench: Bench) -> None:
+    index = bench.index()
+    place_all(index, bench.arrivals("p", vectors(300)))
+
+    def broken(**_: object) -> Iterator[bytes]:
+        yield from [b"key"] * (PIPELINE + 1)
+        raise redis.ConnectionError("gone")
+
+    client = bench.connect()
+    client.scan_iter = broken  # type: ignore[method-assign,assignment]
+    with pytest.raises(InfrastructureError, match="Redis: gone"):
+        list(Store(client).pages(bench.keys().prefix))
 
 
 def test_an_empty_namespace_is_refused(bench: Bench) -> None:

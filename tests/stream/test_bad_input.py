@@ -55,6 +55,7 @@ def bad_events(root: Path) -> list[tuple[str, Event]]:
     return [
         ("bad_message", Event("b1", b"not json")),
         ("bad_message", Event("b2", b'{"schema":1,"image_id":"b2"}')),
+        ("bad_message", inline("b0", cat, namespace="elsewhere")),
         ("bad_message", Event("b3", b'{"schema":1,"image_id":"' + b"x" * 10_240 + b'","uri":"x"}')),
         ("unsupported_schema", Event("b4", b'{"schema":9,"image_id":"b4","uri":"x"}')),
         ("undecodable", inline("b5", cat[: len(cat) // 2])),
@@ -86,6 +87,7 @@ def test_one_dead_letter_for_each_bad_event_and_none_for_the_rest(
         "fetch_hosts": "127.0.0.1:1",
         "fetch_networks": "127.0.0.0/8",
         "max_image_bytes": LIMIT,
+        "namespaces": "default,shop",
         "log_level": "debug",
     }
     worker = start_worker(**allowed, **PATIENT).wait_ready()

@@ -27,6 +27,7 @@ def test_the_environment_is_read_and_flags_win(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("DEDUP_FETCH_HOSTS", "a.example, *.b.example")
     assert read().topic == "from-environment"
     assert read().fetch_hosts == ("a.example", "*.b.example")
+    assert (read().namespaces, read("--namespaces", "a, b").namespaces) == ((), ("a", "b"))
     assert read("--topic", "from-flag").topic == "from-flag"
 
 

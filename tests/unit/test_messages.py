@@ -191,6 +191,23 @@ def test_the_limits_are_settings() -> None:
             parse(record(value), tight)
 
 
+def test_namespaces_that_are_not_allowed_are_bad_messages() -> None:
+    some = MessageLimits(namespaces=("shop", "default"))
+    assert parse(record(event_json(namespace="shop")), some).namespace == "shop"
+    assert parse(record(event_json()), some).namespace == "default"
+    assert parse(record(None, headers=(("namespace", b"shop"),)), some).namespace == "shop"
+    elsewhere = (("namespace", b"elsewhere"),)
+    for other in (
+        record(event_json(namespace="elsewhere")),
+        record(b"bytes", headers=(("content-type", b"image/png"), *elsewhere)),
+        record(None, headers=elsewhere),
+    ):
+        assert parse(other, LIMITS).namespace == "elsewhere"
+        with pytest.raises(EventError, match="elsewhere") as caught:
+            parse(other, some)
+        assert caught.value.reason is Reason.BAD_MESSAGE
+
+
 def test_ids_of_verdicts_depend_on_their_place_alone() -> None:
     assert verdict_id("n", "a", 1) == verdict_id("n", "a", 1)
     different = {

@@ -17,7 +17,15 @@ from worker.index.keys import digest
 from worker.index.missing import Missing
 from worker.index.placing import Placing
 from worker.index.recent import Position, Recent, Write
-from worker.index.space import Space, Spaces, open_building, open_space, serving_keys, switch
+from worker.index.space import (
+    Space,
+    Spaces,
+    exists,
+    open_building,
+    open_space,
+    serving_keys,
+    switch,
+)
 from worker.index.splitting import Maintainer
 from worker.index.store import PIPELINE, Client, Store
 
@@ -87,7 +95,7 @@ class Index:
 
         An exact copy is recorded at once, under its own sequence.
         """
-        return self._until_answered(arrivals, self._recognise_round)
+        return self._until_answered(arrivals, self._recognise_round, absent=None)
 
     def place(self, arrivals: Sequence[Arrival]) -> list[Answer]:
         """Insert each arrival (its vector set) and answer with what was stored before it.
@@ -97,7 +105,7 @@ class Index:
         """
         if any(arrival.vector is None for arrival in arrivals):
             raise ValueError("an arrival to place has no vector")
-        answers = self._until_answered(arrivals, self._place_round)
+        answers = self._until_answered(arrivals, self._place_round, absent=Answer("placed"))
         return [answer for answer in answers if answer is not None]
 
     def settle(self, verdicts: Sequence[tuple[str, str, int, bytes]]) -> list[bytes | None]:
@@ -164,7 +172,9 @@ class Index:
         older than the delete then gets its first verdict again; a later add is a new image.
         """
         for _ in range(self._settings.place_attempts):
-            space = self._space(namespace)
+            space = self._existing(namespace)
+            if space is None:
+                return False
             done = self._store.script("forget", space.keys, image_id, digest(image_id), *position)
             if done >= 0:
                 if done:
@@ -228,16 +238,32 @@ class Index:
         self._recent.confirm(space)
         return space
 
-    def _until_answered(self, arrivals: Sequence[Arrival], ask: Round) -> list[Answer | None]:
+    def _existing(self, namespace: str) -> Space | None:
+        """Return a namespace for what stores nothing; None where there is none.
+
+        One that this worker knew is opened as ever: only so it is noticed that Redis has lost it.
+        """
+        if self._recent.knows(namespace) or exists(self._store, namespace):
+            return self._space(namespace)
+        return None
+
+    def _until_answered(
+        self, arrivals: Sequence[Arrival], ask: Round, absent: Answer | None
+    ) -> list[Answer | None]:
+        """Ask round after round; a check is told `absent` in a namespace that there is not."""
         answers: list[Answer | None] = [None] * len(arrivals)
         for namespace, positions in _grouped(arrival.namespace for arrival in arrivals).items():
             waiting = positions
             for attempt in range(self._settings.place_attempts):
                 if attempt >= PATIENCE:
                     time.sleep(pause_before(attempt))
-                space = self._space(namespace)
-                replies = ask(space, [arrivals[at] for at in waiting])
-                self._remember(space, [arrivals[at] for at in waiting], replies)
+                asked = [arrivals[at] for at in waiting]
+                storing = any(arrival.store for arrival in asked)
+                space = self._space(namespace) if storing else self._existing(namespace)
+                replies: list[Answer | bool | None] = [absent] * len(asked)
+                if space is not None:
+                    replies = ask(space, asked)
+                    self._remember(space, asked, replies)
                 for at, reply in zip(waiting, replies, strict=True):
                     if not isinstance(reply, bool):
                         answers[at] = reply

@@ -67,6 +67,10 @@ class Recent:
                 self._look(space)
             self._note_history(space.keys.namespace, space.keys.history)
 
+    def knows(self, namespace: str) -> bool:
+        """Whether it was confirmed on some server: it was there."""
+        return namespace in self._histories
+
     def replay_from(self, position: Position) -> None:
         """An event whose image is gone is to be read again."""
         with self._lock:

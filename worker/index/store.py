@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from importlib.resources import files
+from itertools import islice
 from typing import Any, TypeVar
 
 import redis
@@ -107,13 +108,8 @@ class Store:
 
         The prefix is taken literally: namespaces are percent-encoded, so it has no wildcard.
         """
-        page: list[bytes] = []
-        for key in self._client.scan_iter(match=prefix + "*", count=1000):
-            page.append(key)
-            if len(page) >= PIPELINE:
-                yield page
-                page = []
-        if page:
+        keys = iter(self._client.scan_iter(match=prefix + "*", count=1000))
+        while page := self.call(lambda: list(islice(keys, PIPELINE))):
             yield page
 
     def call(self, action: Callable[[], T]) -> T:
