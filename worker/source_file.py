@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from worker.errors import EventError, InfrastructureError, Reason
-from worker.source_policy import SourcePolicy, Unavailable
+from worker.source_policy import SourcePolicy, Unavailable, is_shortage
 
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -29,7 +29,6 @@ _CHUNK = 1024 * 1024
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _DENIED = (errno.EACCES, errno.EPERM)
 _NOT_A_FILE = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR)
-_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class FileSource:
@@ -117,6 +116,6 @@ def _meaning(error: OSError) -> Exception:
         return EventError(Reason.SOURCE_DENIED, words)
     if error.errno in _NOT_A_FILE:
         return EventError(Reason.BLOCKED_SOURCE, "not a regular file")
-    if error.errno in _OURS:
+    if is_shortage(error):
         return InfrastructureError(f"reading a file: {words}")
     return Unavailable(words)

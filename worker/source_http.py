@@ -26,6 +26,7 @@ _DENIED = (401, 403, 407, 451)
 _PASSING = (408, 425, 429)  # and all of 5xx
 _KEPT_CONNECTIONS = 64
 _KEEP_SECONDS = 15.0
+_MOST_RETRY_AFTER = 86_400.0  # seconds; whoever asks for more is not waited for either
 
 
 class HttpSource:
@@ -44,7 +45,10 @@ class HttpSource:
         )
 
     def get(self, uri: str, deadline: Deadline) -> bytes:
-        """One try. Raises EventError, or Unavailable when another try may succeed."""
+        """One try. Raises EventError, or Unavailable when another try may succeed.
+
+        Raises InfrastructureError when this machine is out of descriptors or memory.
+        """
         url = self._allowed(uri)
         try:
             with self._backend.until(deadline):
@@ -136,14 +140,23 @@ def _judge(status: int, fields: dict[bytes, str], host: str) -> None:
 def _retry_after(value: str) -> float | None:
     """Seconds from a Retry-After header (RFC 9110, 10.2.3); None without a usable one."""
     if value.isascii() and value.isdigit():
-        return float(value[:10])
+        seconds = float(value[:10])
+    elif (ahead := seconds_ahead(value)) is not None:
+        seconds = ahead
+    else:
+        return None
+    return min(max(0.0, seconds), _MOST_RETRY_AFTER)
+
+
+def seconds_ahead(date: str) -> float | None:
+    """How far a date of a header lies ahead of this machine's clock; None where it is no date."""
     try:
-        when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        when = email.utils.parsedate_to_datetime(date)
+    except (ValueError, OverflowError):  # its numbers are a stranger's, and of any length
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=datetime.UTC)
-    return max(0.0, (when - datetime.datetime.now(datetime.UTC)).total_seconds())
+    return (when - datetime.datetime.now(datetime.UTC)).total_seconds()
 
 
 def _joined(url: httpx.URL, location: str) -> str:

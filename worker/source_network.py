@@ -18,8 +18,8 @@ from typing import Any
 
 import httpcore
 
-from worker.errors import EventError, Reason
-from worker.source_policy import Address, Deadline, Network
+from worker.errors import EventError, InfrastructureError, Reason
+from worker.source_policy import Address, Deadline, Network, is_shortage
 
 _MOST_ADDRESSES = 4  # tried of one name
 _MOST_LOOKUPS = 64  # at once; one that hangs keeps its place until the resolver gives up
@@ -130,15 +130,20 @@ class GuardedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Resolve, judge, connect to what was judged. Raises EventError (blocked_source)."""
+        """Resolve, judge, connect to what was judged.
+
+        Raises EventError (blocked_source), and InfrastructureError when this machine is out of
+        descriptors, memory or threads.
+        """
         addresses = self._judged(host, self._resolve(host, port))
         failure: httpcore.NetworkError | httpcore.TimeoutException | None = None
         for address in addresses[:_MOST_ADDRESSES]:
             left = self.left(httpcore.ConnectTimeout)
             try:
-                stream = self._sockets.connect_tcp(
-                    str(address), port, left, local_address, socket_options
-                )
+                with _shortage_told():
+                    stream = self._sockets.connect_tcp(
+                        str(address), port, left, local_address, socket_options
+                    )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
@@ -177,11 +182,15 @@ class GuardedBackend(httpcore.NetworkBackend):
             try:
                 answer.set_result(_addresses(host, port))
             except (OSError, ValueError) as error:  # ValueError: no name at all, for IDNA
-                answer.set_exception(httpcore.ConnectError(f"name look-up: {error}"))
+                answer.set_exception(_unresolved(error))
             finally:
                 self._lookups.release()
 
-        threading.Thread(target=look_up, name="look-up", daemon=True).start()
+        try:
+            threading.Thread(target=look_up, name="look-up", daemon=True).start()
+        except RuntimeError as error:  # this machine gives no more threads
+            self._lookups.release()
+            raise InfrastructureError(f"name look-up: {error}") from error
         try:
             return answer.result(self.left(httpcore.ConnectTimeout))
         except TimeoutError as error:
@@ -196,11 +205,15 @@ class TimedStream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Up to `max_bytes`."""
-        return self._stream.read(max_bytes, self._backend.left(httpcore.ReadTimeout))
+        left = self._backend.left(httpcore.ReadTimeout)
+        with _shortage_told():
+            return self._stream.read(max_bytes, left)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """All of `buffer`."""
-        self._stream.write(buffer, self._backend.left(httpcore.WriteTimeout))
+        left = self._backend.left(httpcore.WriteTimeout)
+        with _shortage_told():
+            self._stream.write(buffer, left)
 
     def close(self) -> None:
         """Close the socket."""
@@ -220,7 +233,8 @@ class TimedStream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         """Shake hands, for the name of the uri."""
         left = self._backend.left(httpcore.ConnectTimeout)
-        stream = self._stream.start_tls(ssl_context, server_hostname, left)
+        with _shortage_told():
+            stream = self._stream.start_tls(ssl_context, server_hostname, left)
         return self._backend.track(TimedStream(stream, self._backend))
 
     def get_extra_info(self, info: str) -> Any:
@@ -232,3 +246,28 @@ def _addresses(host: str, port: int) -> list[Address]:
     """Addresses of a name in the resolver's order, without repeats. Blocks."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(ipaddress.ip_address(entry[4][0]) for entry in found))
+
+
+@contextlib.contextmanager
+def _shortage_told() -> Iterator[None]:
+    """Tell a shortage of this machine from trouble of the other side.
+
+    Only here: httpcore's pool forgets what led to an error.
+    """
+    try:
+        yield
+    except httpcore.NetworkError as error:
+        if is_shortage(error):
+            raise InfrastructureError(f"fetching: {error}") from error
+        raise
+
+
+def _unresolved(error: Exception) -> Exception:
+    """What a failed look-up means. Out of descriptors, the resolver names any error but that."""
+    try:
+        socket.socket().close()
+    except OSError as shortage:
+        error = shortage
+    if is_shortage(error):
+        return InfrastructureError(f"name look-up: {error}")
+    return httpcore.ConnectError(f"name look-up: {error}")

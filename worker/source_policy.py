@@ -3,6 +3,7 @@
 Owns the policy, its validation, and the words sources share. Opens nothing.
 """
 
+import errno
 import ipaddress
 import re
 import time
@@ -13,6 +14,7 @@ from worker.errors import ConfigError
 
 SCHEMES = ("https", "http", "file", "s3")
 DEFAULT_PORTS = {"https": 443, "http": 80}
+_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _BUCKET = re.compile(r"[a-zA-Z0-9._-]{1,255}")  # what botocore signs for, access points aside
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -109,6 +111,15 @@ class Unavailable(Exception):
     def __init__(self, detail: str, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether this machine is out of descriptors or memory, by an error or what led to it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _SHORTAGE:
+            return True
+        error = error.__cause__
+    return False
 
 
 class Deadline:

@@ -20,6 +20,7 @@ from tests.unit.trick_server import (
     refusal,
 )
 from worker.errors import EventError, InfrastructureError, Reason
+from worker.source_http import _retry_after
 
 
 @pytest.fixture
@@ -100,6 +101,53 @@ def test_retry_after_is_honoured_within_the_budget(
     assert 7 <= pauses[0] < 8
     assert 15 < pauses[1] < 21
     assert pauses[2] <= 1
+
+
+FOREVER = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00", 0, 0),  # naive: taken for UTC
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0, 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 86_400, 86_400),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", 86_400, 86_400),
+        ("9" * 5000, 86_400, 86_400),
+        ("{later}", 100, 120),
+        ("{naive}", 100, 120),
+    ],
+)
+def test_retry_after_is_bounded(value: str, least: float, most: float) -> None:
+    clock = time.gmtime(time.time() + 120)
+    later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", clock)
+    naive = time.strftime("%a, %d %b %Y %H:%M:%S", clock)
+    seconds = _retry_after(value.format(later=later, naive=naive))
+    assert seconds is not None and least <= seconds <= most
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", " ", ",", "soon", "-1", "1.5", "1e9", "nan", "inf", "\xb2", "Mon,"),
+        *(FOREVER, FOREVER.replace("Mon", "")),
+        "Mon, 01 Jan 10000 00:00:00 GMT",
+        "Mon, 99999999999999999999 Jan 2024 00:00:00 GMT",
+        "Mon, 01 Jan 2024 99999999999999999999:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999999999",
+        "Mon, 01 Jan 2024 00:00:00 +9999",
+        "Mon, 01 Jan " + "9" * 5000 + " 00:00:00 GMT",
+    ],
+)
+def test_retry_after_that_says_nothing_is_none(value: str) -> None:
+    assert _retry_after(value) is None
+
+
+def test_retry_after_without_meaning_costs_one_event(server: TrickServer) -> None:
+    server.paths["/x"] = answer(503, retry_after=FOREVER)
+    error = refusal(server, "/x", attempts=2)
+    assert (error.reason, server.asked["/x"]) == (Reason.SOURCE_UNAVAILABLE, 2)
 
 
 def test_retry_after_beyond_the_budget_gives_up_at_once(server: TrickServer) -> None:
@@ -274,10 +322,12 @@ def test_many_threads_share_a_fetcher(server: TrickServer) -> None:
 def test_random_answers_raise_nothing_else(server: TrickServer) -> None:
     """What is not an EventError would stop the worker."""
     source = random.Random(3)
+    dates = (FOREVER, "Wed, 21 Oct 2015 07:28:00 GMT", "Fri, 31 Dec 9999 23:59:59 -2359")
     answers = [
         answer(200, BODY),
         answer(302, location="/x?a"),
         answer(503, retry_after="0"),
+        *(answer(503, retry_after=date) for date in dates),
         b"HTTP/1.1 200 x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nt: x\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" + answer(200, BODY),
         b"HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n",
