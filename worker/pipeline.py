@@ -94,7 +94,7 @@ class Pipeline:
         self.outcomes: Queue[list[Job]] = Queue()
         self.failure: BaseException | None = None  # what a stage died of
         self.persist = Persistence("index", metrics.redis_errors, metrics.redis_seconds)
-        self._persist_fetch = Persistence("fetching", metrics.fetch_errors)
+        self.persist_fetch = Persistence("fetching", metrics.fetch_errors)
         self._index = index
         self._embedder = embedder
         self._decoders = decoders
@@ -143,7 +143,7 @@ class Pipeline:
         """Stop the stages within `timeout` seconds; jobs still inside are dropped, uncommitted."""
         self._stopping.set()
         self.persist.close()
-        self._persist_fetch.close()
+        self.persist_fetch.close()
         self._sourced.close()
         self._decoded.close()
         self._embedded.put([])
@@ -198,7 +198,7 @@ class Pipeline:
         label = scheme if scheme in ("http", "https", "file", "s3") else "other"
         try:
             with self._metrics.stage("read"):
-                data = self._persist_fetch("fetch", self._fetcher.fetch, uri)
+                data = self.persist_fetch("fetch", self._fetcher.fetch, uri)
         except EventError as error:
             labels(label, str(error.reason)).inc()
             raise

@@ -101,6 +101,7 @@ class Service:
             "group": lambda: self._loop is not None and self._loop.consumer.joined(),
             "redis": lambda: self._redis_up,
             "kafka": lambda: self._kafka_up,
+            "sources": self._can_fetch,
         }
         with HealthServer(
             settings.http_host, settings.http_port, self.metrics.registry, live, ready
@@ -121,6 +122,10 @@ class Service:
     def _live(self) -> bool:
         # While the parts are being built there is no loop to turn yet.
         return self._loop is None or self._loop.live()
+
+    def _can_fetch(self) -> bool:
+        # Fetches that this machine fails at are waited for: a folder that is gone, no credentials.
+        return self._pipeline is None or self._pipeline.persist_fetch.trouble is None
 
     def _describe(self, embedder: Embedder, threshold: float) -> None:
         facts = {

@@ -113,6 +113,26 @@ def test_one_dead_letter_for_each_bad_event_and_none_for_the_rest(
     assert SIGNATURE not in worker.log.read_text() + worker.get("/metrics").text
 
 
+def test_a_folder_that_is_gone_delays_and_dead_letters_nothing(
+    kafka_server: LocalKafka, topics: Topics, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "scene.jpg").write_bytes(jpeg(scene(1)))
+    worker = start_worker(fetch_schemes="file", fetch_roots=root, **PATIENT).wait_ready()
+    root.rename(tmp_path / "elsewhere")
+    event = by_uri("a", (root / "scene.jpg").as_uri())
+    with Reader(kafka_server.bootstrap, topics.verdicts, topics.dead_letters) as reader:
+        publish(kafka_server.bootstrap, topics.images, [event])
+        until(lambda: not worker.get("/readyz").json()["sources"], SECONDS, "not ready")
+        assert worker.get("/readyz").status_code == 503
+        assert worker.get("/livez").status_code == 200
+        (tmp_path / "elsewhere").rename(root)
+        reader.wait(lambda: len(reader.messages[topics.verdicts]) == 1, SECONDS, "the verdict")
+        assert reader.messages[topics.dead_letters] == []
+    until(worker.ready, SECONDS, "ready again")
+
+
 def told(worker: Worker) -> int:
     """Events that have a line of the log to themselves."""
     return sum(line["message"] in ("verdict", "dead letter") for line in worker.lines())

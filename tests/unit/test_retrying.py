@@ -1,5 +1,8 @@
 """Infrastructure calls are repeated until they succeed; nothing else is."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import pytest
 
 from worker import retrying
@@ -42,6 +45,42 @@ def test_other_errors_pass_at_once() -> None:
     with pytest.raises(EventError):
         Persistence("index", Metrics().redis_errors)("place", fails)
     assert calls == 1
+
+
+def test_a_read_that_succeeds_ends_no_trouble_of_writes() -> None:
+    """As beside a full Redis: readiness must not flap."""
+    persist = Persistence("index", Metrics().redis_errors)
+    tried, room = Event(), Event()
+
+    def place() -> str:
+        if not room.is_set():
+            tried.set()
+            raise InfrastructureError("full")
+        return "placed"
+
+    with ThreadPoolExecutor() as threads:
+        placed = threads.submit(persist, "place", place)
+        assert tried.wait(60)
+        while persist.trouble is None:
+            assert not placed.done()
+        for _ in range(100):
+            assert persist("recognise", lambda: "known") == "known"
+            assert persist.trouble == "full"
+        room.set()
+        assert placed.result(60) == "placed"
+    assert persist.trouble is None
+
+
+def test_trouble_is_over_when_the_event_is_to_blame_after_all() -> None:
+    persist = Persistence("fetching", Metrics().fetch_errors)
+    errors = [InfrastructureError("no folder"), EventError(Reason.SOURCE_GONE, "x")]
+
+    def fetch() -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(EventError):
+        persist("fetch", fetch)
+    assert persist.trouble is None
 
 
 def test_closing_ends_the_retries() -> None:
