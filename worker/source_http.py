@@ -7,6 +7,8 @@ cookies, no content decoding (so no compression bombs), no redirects but those m
 
 import datetime
 import email.utils
+from collections.abc import Callable
+from time import time
 
 import httpcore
 import httpx
@@ -14,6 +16,9 @@ import httpx
 from worker.errors import EventError, Reason
 from worker.source_network import GuardedBackend
 from worker.source_policy import DEFAULT_PORTS, Deadline, HostRule, SourcePolicy, Unavailable
+
+Fields = dict[bytes, str]  # of an answer's head, names in lower case
+Judge = Callable[[int, Fields, str], None]  # status, fields, host
 
 _HEADERS = [
     (b"accept", b"image/*"),
@@ -32,8 +37,10 @@ _MOST_RETRY_AFTER = 86_400.0  # seconds; whoever asks for more is not waited for
 class HttpSource:
     """Gets images by http and https as a policy allows. Thread-safe."""
 
-    def __init__(self, policy: SourcePolicy) -> None:
+    def __init__(self, policy: SourcePolicy, judge: Judge | None = None) -> None:
+        """`judge` may know better what an answer other than the body means."""
         self._policy = policy
+        self._judge = judge or raise_for
         self._rules = [HostRule.parse(pattern) for pattern in policy.hosts]
         self._backend = GuardedBackend(policy.parsed_networks())
         self._pool = httpcore.ConnectionPool(
@@ -100,10 +107,10 @@ class HttpSource:
             fields = {name.lower(): value.decode("latin-1") for name, value in response.headers}
             if response.status in _REDIRECTS and b"location" in fields:
                 return self._allowed(_joined(url, fields[b"location"]))
-            _judge(response.status, fields, url.host)
+            self._judge(response.status, fields, url.host)
             return self._body(response, fields)
 
-    def _body(self, response: httpcore.Response, fields: dict[bytes, str]) -> bytes:
+    def _body(self, response: httpcore.Response, fields: Fields) -> bytes:
         coding = fields.get(b"content-encoding", "identity")
         if coding.lower() not in ("identity", ""):
             detail = f"content encoding {coding[:20]!r}, though none was asked for"
@@ -123,7 +130,7 @@ class HttpSource:
             raise EventError(Reason.TOO_LARGE, detail)
 
 
-def _judge(status: int, fields: dict[bytes, str], host: str) -> None:
+def raise_for(status: int, fields: Fields, host: str) -> None:
     """Return for a body worth reading, else raise what the status means."""
     if status == 200:
         return
@@ -156,7 +163,7 @@ def seconds_ahead(date: str) -> float | None:
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=datetime.UTC)
-    return (when - datetime.datetime.now(datetime.UTC)).total_seconds()
+    return when.timestamp() - time()
 
 
 def _joined(url: httpx.URL, location: str) -> str:

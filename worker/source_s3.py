@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from worker.errors import ConfigError, EventError, InfrastructureError, Reason
-from worker.source_http import HttpSource
+from worker.source_http import Fields, HttpSource, raise_for, seconds_ahead
 from worker.source_policy import Deadline, SourcePolicy
 
 if TYPE_CHECKING:  # an optional extra
     from botocore.client import BaseClient
 
 _SPARE_SECONDS = 60  # a link is good for longer than one try, should clocks differ
+_EARLY_SECONDS = 14 * 60  # a link from the future is good, too, while that is a quarter of an hour
+_REFUSED = (400, 401, 403)
 
 
 class S3Source:
@@ -35,7 +37,7 @@ class S3Source:
         below = () if policy.s3_endpoint else (f"*.{endpoint.netloc}",)
         hosts = (endpoint.netloc, *below)
         own = replace(policy, schemes=(endpoint.scheme,), hosts=hosts, redirects=0)
-        self._http = HttpSource(own)
+        self._http = HttpSource(own, _judge)
 
     def get(self, uri: str, deadline: Deadline) -> bytes:
         """One try. Raises as `HttpSource.get`; InfrastructureError when nothing can be signed."""
@@ -56,6 +58,21 @@ class S3Source:
     def close(self) -> None:
         """Drop all connections; fetches under way fail."""
         self._http.close()
+
+
+def _judge(status: int, fields: Fields, host: str) -> None:
+    """As `raise_for`, but that a wrong clock of this machine is no fault of the event.
+
+    A link signed too early or too late is answered like a wrong one, in words of each service's
+    own; the date of the answer tells, without the body.
+    """
+    ahead = seconds_ahead(fields.get(b"date", "")) if status in _REFUSED else None
+    if ahead is not None and not -_EARLY_SECONDS < ahead < _SPARE_SECONDS:
+        way = "behind" if ahead > 0 else "ahead of"
+        raise InfrastructureError(
+            f"s3: {host} answered {status}; this machine's clock is {abs(ahead):.0f} s {way} its"
+        )
+    raise_for(status, fields, host)
 
 
 def _client(policy: SourcePolicy) -> "BaseClient":

@@ -60,13 +60,15 @@ def test_a_read_that_succeeds_ends_no_trouble_of_writes() -> None:
 
     with ThreadPoolExecutor() as threads:
         placed = threads.submit(persist, "place", place)
-        assert tried.wait(60)
-        while persist.trouble is None:
-            assert not placed.done()
-        for _ in range(100):
-            assert persist("recognise", lambda: "known") == "known"
-            assert persist.trouble == "full"
-        room.set()
+        try:
+            assert tried.wait(60)
+            while persist.trouble is None:
+                assert not placed.done()
+            for _ in range(100):
+                assert persist("recognise", lambda: "known") == "known"
+                assert persist.trouble == "full"
+        finally:
+            room.set()
         assert placed.result(60) == "placed"
     assert persist.trouble is None
 

@@ -1,6 +1,8 @@
 """Images in S3: a real server that checks signatures (rclone), and one that plays tricks."""
 
 import contextlib
+import datetime
+import email.utils
 import http.server
 import logging
 import shutil
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import botocore.auth
 import pytest
 
 from deploy.process import ChildProcess, Deadline, free_port
@@ -171,6 +174,48 @@ def test_passing_trouble_is_tried_again() -> None:
     server = TrickServer()
     server.paths = Turns(answer(503), answer(200, BODY))
     assert fetcher(f"http://127.0.0.1:{server.port}").fetch(f"s3://{BUCKET}/a") == BODY
+    server.close()
+
+
+@pytest.mark.parametrize("seconds", [-86_400 * 40, -3600, -80, 3600])
+def test_a_wrong_clock_is_a_pause(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """Links that are over are refused. Early ones this server takes: hence a wrong key."""
+    now, seen = botocore.auth.get_current_datetime, time.time
+    shift = datetime.timedelta(seconds=seconds)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now() + shift)
+    monkeypatch.setattr("worker.source_http.time", lambda: seen() + seconds)
+    if seconds > 0:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    source = fetcher(endpoint)
+    way = "ahead of" if seconds > 0 else "behind"
+    with pytest.raises(InfrastructureError, match=f"clock is [0-9]+ s {way} its") as caught:
+        source.fetch(f"s3://{BUCKET}/some/cat.jpg")
+    assert not any(each in str(caught.value) for each in (KEY_ID, "Signature", "X-Amz", "cat"))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+@pytest.mark.parametrize("seconds", [-600, 0, 50, None])
+def test_a_refusal_under_a_clock_that_is_good_enough_is_the_events(
+    status: int, seconds: float | None
+) -> None:
+    """Or under one that nobody knows: the answer has no date."""
+    server = TrickServer()
+    date = {} if seconds is None else {"date": email.utils.formatdate(time.time() + seconds)}
+    server.paths = Turns(answer(status, b"", **date))
+    source = fetcher(f"http://127.0.0.1:{server.port}")
+    reason = Reason.SOURCE_UNAVAILABLE if status == 400 else Reason.SOURCE_DENIED
+    assert refusal(source, f"s3://{BUCKET}/a").reason is reason
+    server.close()
+
+
+@pytest.mark.parametrize("date", ["soon", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"])
+def test_a_date_that_is_none_is_not_believed(date: str) -> None:
+    server = TrickServer()
+    server.paths = Turns(answer(403, date=date))
+    source = fetcher(f"http://127.0.0.1:{server.port}")
+    assert refusal(source, f"s3://{BUCKET}/a").reason is Reason.SOURCE_DENIED
     server.close()
 
 
