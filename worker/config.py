@@ -7,6 +7,7 @@ import argparse
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -107,9 +108,11 @@ class RedisSettings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _scheme_is_known(cls, value: str) -> str:
+    def _can_be_read(cls, value: str) -> str:
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        if not _ends_where_it_seems(value):
+            raise ValueError("cannot be read; percent-encode what is special in the password")
         return value
 
     @model_validator(mode="after")
@@ -358,6 +361,21 @@ class Settings(KafkaSettings, RedisSettings):
         if len({self.topic, self.verdict_topic, self.dead_letter_topic}) < 3:
             raise ValueError("topic, verdict_topic and dead_letter_topic must differ")
         return self
+
+
+def _ends_where_it_seems(url: str) -> bool:
+    """Whether no part of a password is taken for the host, port, path or query of an address.
+
+    An unencoded / ? or # ends the host too early; the @ is left behind it.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # a port that is none, a bracket left open
+        return False
+    if parts.scheme == "unix":  # the path of a socket may well hold an @
+        return parts.netloc[-1:] in ("", "@")
+    return "@" not in parts.path + parts.query + parts.fragment
 
 
 def _plain(secret: SecretStr | None) -> str | None:

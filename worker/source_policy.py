@@ -9,6 +9,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from worker.errors import ConfigError
 
@@ -53,6 +54,8 @@ class SourcePolicy:
         for bucket in self.buckets:
             if not _BUCKET.fullmatch(bucket):
                 raise ConfigError(f"fetch_buckets: {bucket!r} is not the name of a bucket")
+        if self.s3_endpoint is not None and not _is_endpoint(self.s3_endpoint):
+            raise ConfigError("fetch_s3_endpoint: not an http(s) url without user and password")
         for root in self.roots:
             if not Path(root).is_absolute() or not Path(root).is_dir():
                 raise ConfigError(f"fetch_roots: {root!r} is not the absolute path of a folder")
@@ -103,6 +106,15 @@ class HostRule:
         if not self.below:
             return host == self.name
         return not self.name or host.endswith("." + self.name)
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    plain = not (parts.query or parts.fragment or "@" in url)
+    return parts.scheme in DEFAULT_PORTS and bool(parts.hostname) and plain
 
 
 class Unavailable(Exception):

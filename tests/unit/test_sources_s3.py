@@ -262,10 +262,15 @@ def test_the_settings_of_a_worker_reach_it(endpoint: str, monkeypatch: pytest.Mo
     assert source.fetch(f"s3://{BUCKET}/some/cat.jpg") == BODY
 
 
-@pytest.mark.parametrize("wrong", ["nonsense", "ftp://127.0.0.1", "http://"])
-def test_an_endpoint_is_a_url(wrong: str) -> None:
-    with pytest.raises(ConfigError, match="s3"):
+@pytest.mark.parametrize(
+    "wrong",
+    ["nonsense", "ftp://127.0.0.1", "http://", "http://user:hush@127.0.0.1:1", "http://[hush",
+     "http://user:hu/sh@127.0.0.1", "http://127.0.0.1/?key=hush", "http://127.0.0.1:1/#hush"],
+)  # fmt: skip
+def test_an_endpoint_is_a_url_that_holds_no_secret(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="fetch_s3_endpoint") as caught:
         fetcher(wrong)
+    assert "hush" not in str(caught.value)
 
 
 def test_without_botocore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

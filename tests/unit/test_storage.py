@@ -1,8 +1,10 @@
 """The address of Redis: every kind that may be set leads to a client, or to one line."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from redis import Redis
 
 from deploy.process import free_port
 from worker.config import RedisSettings, load
@@ -41,3 +43,36 @@ def test_a_password_in_the_address_is_not_shown() -> None:
     with pytest.raises(ConfigError) as caught:
         load(RedisSettings, {"redis_url": "http://:hush-3@h"})
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
+@pytest.mark.parametrize("special", ["/", "?", "#", "[", "]", "/?a=", "?db=", "\\#"])
+@pytest.mark.parametrize("password", ["hush{}more-hush", "4711{}hush", "{}hush", "hush{}"])
+def test_no_part_of_a_password_that_is_not_encoded_is_shown(
+    scheme: str, special: str, password: str
+) -> None:
+    password = password.format(special)
+    for user in ("", "user"):
+        url = f"{scheme}://{user}:{password}@127.0.0.1:1/0"
+        with pytest.raises(ConfigError) as caught:
+            load(RedisSettings, {"redis_url": url})
+        assert str(caught.value) == (
+            "redis_url (DEDUP_REDIS_URL): cannot be read; percent-encode what is special in the"
+            " password"
+        )
+
+
+@pytest.mark.parametrize("special", "/?#[]@:% ")
+def test_a_password_that_is_encoded_is_taken_as_it_is_meant(special: str) -> None:
+    url = f"redis://user:a{quote(special, safe='')}b@127.0.0.1:6379/3?protocol=2"
+    client = connect(load(RedisSettings, {"redis_url": url}))
+    assert isinstance(client, Redis)
+    options = client.connection_pool.connection_kwargs
+    assert (options["password"], options["host"], options["db"]) == (f"a{special}b", "127.0.0.1", 3)
+
+
+def test_a_socket_may_have_an_at_in_its_path() -> None:
+    for url in ("unix:///run/redis@6380/x.sock", "unix://user:p%2Fw@/run/redis@6380/x.sock?db=1"):
+        client = connect(load(RedisSettings, {"redis_url": url}))
+        assert isinstance(client, Redis)
+        assert client.connection_pool.connection_kwargs["path"] == "/run/redis@6380/x.sock"
