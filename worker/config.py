@@ -17,6 +17,11 @@ from worker.errors import ConfigError
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 ENV_PREFIX = "DEDUP_"
 
+# What a child process that touches strangers' files is given of the environment: how to find and
+# run this Python, and how text is written. No setting, no key of a cloud.
+_HARMLESS = {"PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "VIRTUAL_ENV", "GLIBC_TUNABLES"}
+_HARMLESS_PREFIXES = ("LC_", "LD_", "DYLD_", "PYTHON", "MALLOC_")
+
 S = TypeVar("S", bound=BaseSettings)
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
@@ -416,6 +421,15 @@ def load(cls: type[S], given: dict[str, Any] | None = None) -> S:
         return cls(**(given or {}))
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+
+
+def harmless_environment() -> dict[str, str]:
+    """The variables that hold no secret and that a child may need to run."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _HARMLESS or name.startswith(_HARMLESS_PREFIXES)
+    }
 
 
 def _one_line(error: ValidationError) -> str:

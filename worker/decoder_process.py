@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,13 @@ class Job:
 class DecoderProcess:
     """A running `python -m worker.decoder_child`; `jobs` holds what it owes, oldest first."""
 
-    def __init__(self, size: int, limits: ImageLimits, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        limits: ImageLimits,
+        memory_bytes: int,
+        environment: Mapping[str, str],
+    ) -> None:
         self.jobs: deque[Job] = deque()
         self.ready = False
         self._shape, self._samples = (size, size, 3), size * size * 3
@@ -62,7 +69,7 @@ class DecoderProcess:
         self._head = bytearray(len(READY))
         self._body: Pixels | bytearray | None = None
         self._wanted = memoryview(self._head)
-        self._process = _start(size, limits, memory_bytes)
+        self._process = _start(size, limits, memory_bytes, environment)
         assert self._process.stdin is not None and self._process.stdout is not None
         self.stdin, self.stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
         for pipe in (self.stdin, self.stdout):
@@ -171,13 +178,16 @@ class DecoderProcess:
         self._cpu_since = _cpu_seconds(self.pid) or 0.0
 
 
-def _start(size: int, limits: ImageLimits, memory_bytes: int) -> subprocess.Popen[bytes]:
+def _start(
+    size: int, limits: ImageLimits, memory_bytes: int, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     numbers = (size, limits.max_bytes, limits.max_pixels, memory_bytes, os.getpid())
     return subprocess.Popen(
         [sys.executable, "-m", "worker.decoder_child", *map(str, numbers)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
+        env=environment,
         cwd=_PACKAGE_ROOT,  # `-m` looks there first
         process_group=0,  # Ctrl-C reaches the parent alone
     )

@@ -22,8 +22,9 @@ import selectors
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from worker.decoder_process import DecoderProcess, Job, Pixels, ProcessLost
 from worker.errors import EventError, InfrastructureError, Reason
@@ -42,6 +43,7 @@ class DecoderPool:
 
     `queue` bounds the images waiting for a child; `submit` blocks while it is full. Callbacks
     of the futures run on the pool's own thread and must be quick. A context manager.
+    `environment` is all the children get of it: a codec that is taken over finds no password there.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class DecoderPool:
         memory_bytes: int = 1024**3,
         *,
         queue: int = 64,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.restarts = 0  # children lost to an image so far
         self._size, self._limits, self._memory_bytes = size, limits, memory_bytes
         self._deadline = deadline_seconds
         self._queue = queue
+        self._environment = environment
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = self._aborting = False
@@ -141,7 +145,9 @@ class DecoderPool:
     def _start_missing(self) -> None:
         while None in self._children and time.monotonic() >= self._start_at:
             try:
-                child = DecoderProcess(self._size, self._limits, self._memory_bytes)
+                child = DecoderProcess(
+                    self._size, self._limits, self._memory_bytes, self._environment
+                )
             except OSError as error:
                 self._start_failed(str(error))
                 return

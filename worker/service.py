@@ -13,7 +13,7 @@ from threading import Event, Thread
 from time import monotonic
 from typing import TypeVar
 
-from worker.config import Settings
+from worker.config import Settings, harmless_environment
 from worker.decoding import DecoderPool
 from worker.embedder import Embedder
 from worker.errors import InfrastructureError
@@ -147,6 +147,7 @@ class Service:
             settings.decode_timeout_seconds,
             settings.decode_memory_bytes,
             queue=settings.decode_queue,
+            environment=harmless_environment(),
         )
 
     def _work(self, embedder: Embedder, threshold: float, decoders: DecoderPool) -> int:

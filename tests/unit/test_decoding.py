@@ -19,10 +19,12 @@ import psutil
 import pytest
 
 from tests.faults.fuzz_corpus import png_bomb, png_file, samples, zeros
+from worker.config import Settings
 from worker.decoder_process import Pixels
 from worker.decoding import DecoderPool
 from worker.errors import EventError, InfrastructureError, Reason
 from worker.images import ImageLimits, decode
+from worker.service import Service
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -206,6 +208,24 @@ def test_children_that_do_not_start_are_no_fault_of_the_image(
         assert str(error) == "decoder processes do not start: ended with status 1"
         monkeypatch.undo()
         assert pool.submit(samples()["jpeg"]).result(PATIENCE).any()
+
+
+def test_children_of_a_worker_hold_no_setting_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEDUP_SASL_PASSWORD", "hush-1")
+    monkeypatch.setenv("DEDUP_REDIS_URL", "redis://:hush-2@localhost/0")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-3")
+    monkeypatch.setenv("SOME_TOKEN", "hush-4")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    service = Service(Settings(decode_processes=1), "test")
+    with service._decoders(SIZE) as pool, DecoderPool(1, SIZE, LIMITS) as bare:
+        for each in (pool, bare):
+            each.submit(samples()["jpeg"]).result(PATIENCE)
+        (child,), (other,) = pool.pids(), bare.pids()
+        environment = psutil.Process(child).environ()
+        assert psutil.Process(other).environ() == {}
+    assert environment["PATH"] and environment["LC_ALL"] == "C.UTF-8"
+    assert "hush" not in str(environment)
+    assert not any(name.startswith(("DEDUP_", "AWS_")) for name in environment)
 
 
 PARENT = f"""

@@ -263,6 +263,7 @@ def _pipeline(settings: Settings, embedder: Embedder, index: Index) -> Iterator[
         limits,
         settings.decode_timeout_seconds,
         settings.decode_memory_bytes,
+        environment=config.harmless_environment(),
     ) as decoders:
         pipeline = Pipeline(
             index=index,
