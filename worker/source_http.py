@@ -7,6 +7,7 @@ cookies, no content decoding (so no compression bombs), no redirects but those m
 
 import datetime
 import email.utils
+import re
 from collections.abc import Callable
 from time import time
 
@@ -29,6 +30,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _GONE = (404, 410)
 _DENIED = (401, 403, 407, 451)
 _PASSING = (408, 425, 429)  # and all of 5xx
+_QUOTED = re.compile(r":?\s*(bytearray\(|\bb['\"]).*", re.DOTALL)  # bytes that h11 refuses
 _KEPT_CONNECTIONS = 64
 _KEEP_SECONDS = 15.0
 _MOST_RETRY_AFTER = 86_400.0  # seconds; whoever asks for more is not waited for either
@@ -174,6 +176,7 @@ def _joined(url: httpx.URL, location: str) -> str:
 
 
 def _words(error: Exception) -> str:
-    """What went wrong, bounded and printable; names no path or query."""
-    words = " ".join(str(error).split()) or type(error).__name__
+    """What went wrong, bounded and printable. Names no path or query, nor repeats what was sent:
+    a server may answer with the request, and its signature."""
+    words = " ".join(_QUOTED.sub("", str(error)).split()) or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in words)[:120]

@@ -1,11 +1,10 @@
 """From an event's uri to the bytes of its image, guarded.
 
-Owns the choice of source, the tries and the pauses between them, and how a uri may be shown.
-Knows nothing of images, events or Kafka.
+Owns the choice of source, the tries and the pauses between them. Knows nothing of images, events or
+Kafka. No error shows a uri: signatures and tokens travel in them.
 """
 
 import random
-import re
 import threading
 
 from worker.errors import EventError, InfrastructureError, Reason
@@ -14,11 +13,9 @@ from worker.source_http import HttpSource
 from worker.source_policy import Deadline, SourcePolicy, Unavailable
 from worker.source_s3 import S3Source
 
-__all__ = ["Fetcher", "SourcePolicy", "redact"]
+__all__ = ["Fetcher", "SourcePolicy"]
 
 _FIRST_PAUSE = 0.25  # seconds; the bound of the pause doubles with every try
-_MOST_SHOWN = 300  # characters of a redacted uri
-_AUTHORITY = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*:)(//)?([^/?#]*@)?")
 
 
 class Fetcher:
@@ -46,7 +43,9 @@ class Fetcher:
         self._check_open()
         if not uri.isascii() and any("\ud800" <= each <= "\udfff" for each in uri):
             raise EventError(Reason.BLOCKED_SOURCE, "the uri is malformed")  # JSON may hold these
-        scheme = uri.partition(":")[0].lower()
+        scheme, colon, _ = uri.lower().partition(":")
+        if not colon:
+            raise EventError(Reason.BLOCKED_SOURCE, "a uri without a scheme")
         if scheme not in self._policy.schemes:
             raise EventError(Reason.BLOCKED_SOURCE, f"scheme {scheme[:20]!r} is not allowed")
         paused, tries = 0.0, 0
@@ -85,21 +84,3 @@ class Fetcher:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise InfrastructureError("fetching was stopped")
-
-
-def redact(uri: str) -> str:
-    """A uri fit for logs and dead letters: no user, password, query or fragment; bounded.
-
-    Signatures and tokens travel in those. Never raises, whatever the text.
-    """
-    shown, mark, _ = uri.partition("?")
-    shown, hash_mark, _ = shown.partition("#")
-    found = _AUTHORITY.match(shown)
-    if found and found[1].lower() == "data:":
-        shown, mark = found[1], "…"
-    elif found and found[3]:
-        shown = f"{found[1]}{found[2] or ''}…@{shown[found.end() :]}"
-    elif "@" in shown.partition("/")[0]:
-        shown = "…@" + shown.rpartition("@")[2]
-    shown = "".join(c if c.isprintable() else "?" for c in shown[:_MOST_SHOWN])
-    return shown + ("?…" if mark == "?" else mark or (hash_mark and "#…"))

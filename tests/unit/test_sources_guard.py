@@ -74,6 +74,64 @@ def test_every_redirect_is_checked_again(server: TrickServer, location: str) -> 
     assert server.asked == Counter({"/x": 1})
 
 
+SIGNED = "/a.jpg?X-Amz-Signature=hush-1&token=hush-2"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        *(answer(status) for status in (204, 400, 401, 403, 404, 410, 451, 429, 500, 503)),
+        answer(302, location="https://elsewhere.test/b.jpg?X-Amz-Signature=hush-3#hush-4"),
+        answer(302, location="http://user:hush-5@127.0.0.1/b.jpg"),
+        answer(302, location="http://[x/b.jpg?hush-6"),
+        answer(302, location="x:hush-7"),
+        answer(302, location="http://127.0.0.1:1/b.jpg?hush-8"),
+        answer(302, location="/hush-9\x00"),
+        answer(302, location=SIGNED),  # for ever
+        answer(200, BODY, content_encoding="gzip"),
+        b"HTTP/1.1 200 x\r\ncontent-length: 99999999999\r\n\r\n",
+        b"HTTP/1.1 200 x\r\ncontent-length: 9\r\n\r\nshort",
+        f"GET {SIGNED} HTTP/1.1\r\n\r\n".encode(),  # an echo
+        f"HTTP/1.1 200 x\r\nGET {SIGNED} HTTP/1.1\r\n\r\n".encode(),
+        f"HTTP/1.1 200 x\r\ntransfer-encoding: chunked\r\n\r\nGET {SIGNED}\r\n".encode(),
+        b"",
+    ],
+)
+def test_no_error_of_a_signed_link_shows_what_it_was_signed_with(
+    server: TrickServer, response: bytes
+) -> None:
+    server.paths[SIGNED] = lambda it, _: it.sendall(response)
+    error = refusal(server, SIGNED, attempts=1)
+    assert not any(each in str(error) for each in ("hush", "Signature", "a.jpg", "b.jpg"))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "ftp://user:hush@127.0.0.1/hush?hush#hush",
+        "https://user:hush@127.0.0.1/hush?hush#hush",
+        "https://elsewhere.test/hush?hush#hush",
+        "https://127.0.0.1:hush/hush",
+        "https://[x/hush",
+        "http://127.0.0.1:1/hush?hush#hush",
+        "http://127.0.0.1:1/\x00hush",
+        "file:///hush?hush#hush",
+        "file://elsewhere.test/hush",
+        "file:///etc/hush",
+        "file:hush",
+        "s3://bucket/hush",
+        "data:image/png;base64,hush",
+        "hush@127.0.0.1/hush",
+        "//user:hush@127.0.0.1/hush",
+    ],
+)
+def test_no_error_of_a_uri_shows_more_than_its_scheme_and_host(uri: str) -> None:
+    source = fetcher(schemes=("http", "https", "file"), attempts=1)
+    with pytest.raises(EventError) as caught:
+        source.fetch(uri)
+    assert "hush" not in str(caught.value)
+
+
 def test_redirect_to_a_private_address_by_name_is_blocked(
     server: TrickServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
