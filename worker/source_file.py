@@ -1,9 +1,10 @@
 """Images from folders of this machine.
 
-Owns the walk from an allowed root down to a regular file. The path is resolved first, so
-symbolic links inside a root work; then every component of the result is opened relative to
-the one above without following links. Whatever is swapped meanwhile, nothing outside the root
-is opened, and no FIFO or device is waited for. A disk that hangs cannot be interrupted.
+Owns the walk from an allowed root down to a regular file. A path that is not written below a root
+is refused unseen. Others are resolved first, so symbolic links inside a root work; then every
+component of the result is opened relative to the one above without following links. Whatever is
+swapped meanwhile, nothing outside the root is opened, and no FIFO or device is waited for. A disk
+that hangs cannot be interrupted.
 
 What errors mean: no such file is the event's fault (`source_gone`), so is a forbidden one
 (`source_denied`). A root that has vanished, or a process out of descriptors or memory, is the
@@ -48,15 +49,20 @@ class FileSource:
             raise _meaning(error) from error
 
     def _confined(self, path: str) -> tuple[Path, tuple[str, ...]]:
-        """The root a path leads below, and the way from there. Links are resolved."""
-        real = Path(os.path.realpath(path))
-        for each in self._roots:
-            root = Path(os.path.realpath(each))
+        """The root a path leads below, and the way from there. Links are resolved, but only of a
+        path that lies below a root as it is written: what is elsewhere is not looked at.
+        """
+        written = Path(os.path.normpath("/" + path.lstrip("/")))
+        roots = [(each, Path(os.path.realpath(each))) for each in self._roots]
+        if not any(written.is_relative_to(each) for pair in roots for each in pair):
+            raise _outside()
+        real = Path(os.path.realpath(written))
+        for each, root in roots:
             if real.is_relative_to(root):
                 if not root.is_dir():
                     raise InfrastructureError(f"the folder {each} is gone")
                 return root, real.relative_to(root).parts
-        raise EventError(Reason.BLOCKED_SOURCE, "the file is not below an allowed folder")
+        raise _outside()
 
     def _read(self, file: int) -> bytes:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -73,6 +79,10 @@ class FileSource:
 
     def _too_large(self, size: int) -> EventError:
         return EventError(Reason.TOO_LARGE, f"{size} bytes, {self._max_bytes} allowed")
+
+
+def _outside() -> EventError:
+    return EventError(Reason.BLOCKED_SOURCE, "the file is not below an allowed folder")
 
 
 def _path(uri: str) -> str:

@@ -92,6 +92,47 @@ def test_outside_is_blocked_whether_it_exists_or_not(root: Path) -> None:
     assert refusal((sibling / "a.jpg").as_uri(), root).reason is Reason.BLOCKED_SOURCE
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/mnt/hangs/a.jpg",
+        "/mnt/hangs/%2e%2e/{name}/sub/../../../mnt/hangs/a.jpg",
+        "{root}/../secret",
+        "{root}x/a.jpg",
+        "/",
+        "//",
+        "///mnt/hangs/a.jpg",
+    ],
+)
+def test_what_is_written_outside_is_not_looked_at(
+    path: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it a mount that hangs, or a file whose time of access tells something."""
+    seen: set[str] = set()
+    for name in ("lstat", "stat", "readlink", "open"):
+        monkeypatch.setattr(os, name, recording(getattr(os, name), seen))
+    error = refusal(f"file://{path.format(root=root, name=root.name)}", root)
+    assert error.reason is Reason.BLOCKED_SOURCE
+    assert seen <= {str(each) for each in (root, *root.parents)}
+
+
+def recording(real: Callable[..., object], seen: set[str]) -> Callable[..., object]:
+    """A call of `os` that remembers the paths it is given."""
+
+    def call(path: str, *arguments: object, **keywords: object) -> object:
+        seen.add(os.fspath(path))
+        return real(path, *arguments, **keywords)
+
+    return call
+
+
+def test_dots_are_taken_out_before_a_path_is_looked_at(root: Path) -> None:
+    uri = f"file:///mnt/hangs/..{root.parent}/../{root.parent.name}/root/sub/a.jpg"
+    assert refusal(uri, root).reason is Reason.BLOCKED_SOURCE
+    assert fetch(f"{root.as_uri()}/none/../sub/./a.jpg", root) == BODY
+    assert fetch(f"file:///{root}/sub//a.jpg", root) == BODY
+
+
 def test_links_may_stay_inside_but_not_leave(root: Path) -> None:
     (root / "inside").symlink_to("sub/a.jpg")
     (root / "outside").symlink_to(root.parent / "secret")
@@ -105,6 +146,7 @@ def test_root_may_be_a_link_itself(root: Path) -> None:
     link = root.with_name("link")
     link.symlink_to(root)
     assert fetch(f"{link.as_uri()}/sub/a.jpg", link) == BODY
+    assert fetch(f"{root.as_uri()}/sub/a.jpg", link) == BODY
 
 
 @pytest.mark.parametrize("path", ["late", "up/secret"])
