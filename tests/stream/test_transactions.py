@@ -36,6 +36,22 @@ class Hanging(KafkaProducer):  # type: ignore[misc]
         Event().wait()
 
 
+class Joining(KafkaProducer):  # type: ignore[misc]
+    """Never comes back from being told who it is."""
+
+    def init_transactions(self) -> Any:
+        """Wait."""
+        Event().wait()
+
+
+class Adding(KafkaProducer):  # type: ignore[misc]
+    """Never comes back from adding offsets to a transaction."""
+
+    def send_offsets_to_transaction(self, *_: object) -> Any:
+        """Wait."""
+        Event().wait()
+
+
 class Stream:
     """One partition, its group's only member and what that publishes."""
 
@@ -99,6 +115,27 @@ def test_a_call_that_hangs_is_given_up(stream: Stream, monkeypatch: pytest.Monke
     stream.publish("once", 5)
     stream.publisher.close(2.0)
     stream.wait_for("once")
+
+
+@pytest.mark.parametrize("producer", [Joining, Adding])
+def test_a_transaction_that_hangs_before_its_commit_is_given_up(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, producer: type[KafkaProducer]
+) -> None:
+    stream.publisher = TransactionalPublisher(
+        stream.member.settings.model_copy(update={"publish_timeout_seconds": 2.0}),
+        stream.member.consumer,
+        f"{stream.topics.group}-1",
+    )
+    partition = {(stream.topics.images, 0)}
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "KafkaProducer", producer)
+        for _ in range(2):
+            with pytest.raises(InfrastructureError, match="no answer within 2 s"):
+                stream.publish("once", 5)
+    assert stream.member.consumer.committed(partition, SECONDS) == {}
+    stream.publish("once", 5)
+    stream.publisher.close(2.0)
+    assert stream.member.consumer.committed(partition, SECONDS) == {(stream.topics.images, 0): 5}
 
 
 def test_what_is_replayed_is_published_again(stream: Stream) -> None:
