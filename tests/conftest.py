@@ -1,9 +1,10 @@
 """Fixtures every test may use: real servers on loopback, and topics of a test's own."""
 
+import os
 import signal
 import uuid
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
@@ -50,6 +51,16 @@ def kafka_server(request: pytest.FixtureRequest) -> Iterator[KafkaServer]:
         require_apache_kafka()
     with LocalKafka() if request.param == "tansu" else LocalApacheKafka() as server:
         yield server
+
+
+def missing(what: str, why: str) -> NoReturn:
+    """Something a test needs is not here: on a laptop it is skipped, in CI it fails.
+
+    But for what `.ci/run` has found cannot be had on its machine, and has said so.
+    """
+    if os.environ.get("CI") and what not in os.environ.get("CI_WITHOUT", "").split():
+        pytest.fail(f"CI must have what it tests with: {why}")
+    pytest.skip(why)
 
 
 def require_apache_kafka() -> None:

@@ -23,9 +23,9 @@ from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata,
 
 from worker.config import Settings
 from worker.errors import ConfigError, InfrastructureError
-from worker.header_names import tolerate
+from worker.inflating import Bounds, bound
 from worker.membership import Assignor, Membership
-from worker.messages import Record
+from worker.messages import Omitted, Record
 from worker.offsets import Partition
 from worker.prefetched import Prefetched
 
@@ -57,6 +57,7 @@ class Consumer:
         assignor = Assignor()
         session_ms = int(settings.session_timeout_seconds * 1000)
         revoke_ms = int(settings.revoke_timeout_seconds * 1000)
+        bound(Bounds(settings.max_message_bytes, settings.batch_bytes))
         self._consumer = connect(
             lambda: KafkaConsumer(
                 **settings.client_options(),
@@ -85,7 +86,7 @@ class Consumer:
         self._membership = Membership(
             self._consumer, assignor, lambda lost: owner.released(_partitions(lost))
         )
-        self._prefetched = Prefetched(self._consumer)
+        self._prefetched = Prefetched(self._consumer, settings.poll_bytes)
         listener = _Listener(
             self._consumer,
             self._membership,
@@ -295,7 +296,6 @@ def connect(make: Callable[[], Result]) -> Result:
 
     Raises InfrastructureError where no broker answers and ConfigError where it refuses us.
     """
-    tolerate()
     try:
         return make()
     except RetriableError as error:
@@ -320,16 +320,18 @@ class _translated:  # noqa: N801 - reads as a word in a `with` statement
 
 def record_of(message: Any) -> Record:
     """A record as kafka-python consumed it, as the project carries it."""
+    omitted = message.value if isinstance(message.value, Omitted) else None
     return Record(
         topic=message.topic,
         partition=message.partition,
         offset=message.offset,
         timestamp_ms=message.timestamp,
         key=message.key,
-        value=message.value,
+        value=message.value if omitted is None else b"",
         # A header may be null on the wire, but kafka-python cannot send one back.
         headers=tuple((name, value or b"") for name, value in message.headers),
         leader_epoch=message.leader_epoch if message.leader_epoch is not None else -1,
+        omitted=omitted,
     )
 
 

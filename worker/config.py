@@ -46,7 +46,10 @@ class KafkaSettings(BaseSettings):
     kafka_key_file: Path | None = Field(None, description="PEM key of that certificate")
     kafka_key_password: SecretStr | None = Field(None, description="password of that key")
     max_message_bytes: int = Field(
-        32 * MIB, ge=KIB, le=GIB, description="largest Kafka message sent or received, in bytes"
+        32 * MIB,
+        ge=KIB,
+        le=GIB,
+        description="largest Kafka message sent or received, in bytes, uncompressed",
     )
 
     @model_validator(mode="after")
@@ -154,7 +157,8 @@ class Settings(KafkaSettings, RedisSettings):
         4 * MIB,
         ge=KIB,
         le=GIB,
-        description="bytes asked of Kafka at once; a longer message still comes (KIP-74)",
+        description="bytes asked of Kafka, and taken from what came, at once;"
+        " a longer message still comes (KIP-74)",
     )
     publish_timeout_seconds: float = Field(
         30.0, ge=1, le=600, description="longest wait for Kafka to acknowledge a batch"
@@ -180,7 +184,10 @@ class Settings(KafkaSettings, RedisSettings):
         512, ge=1, le=100_000, description="events in work at once; more pauses the partitions"
     )
     in_flight_bytes: int = Field(
-        256 * MIB, ge=MIB, description="bytes of events in work at once; more pauses, too"
+        256 * MIB,
+        ge=MIB,
+        description="bytes of events in work at once; more pauses, too. Of a compressed batch as"
+        " many are read, or twice DEDUP_MAX_MESSAGE_BYTES",
     )
     batch_images: int = Field(
         64, ge=1, le=4096, description="most images recognised, embedded and stored at once"
@@ -199,6 +206,10 @@ class Settings(KafkaSettings, RedisSettings):
     )
     max_attributes_bytes: int = Field(
         16 * KIB, ge=2, le=MIB, description="largest `attributes` of an event, in bytes of JSON"
+    )
+
+    max_json_bytes: int = Field(
+        MIB, ge=KIB, le=GIB, description="largest event that is JSON, in bytes"
     )
 
     # Images
@@ -360,6 +371,11 @@ class Settings(KafkaSettings, RedisSettings):
         if unknown:
             raise ValueError(f"not http, https, file or s3: {', '.join(unknown)}")
         return value
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes that are read of a compressed batch: a large message alone can always be."""
+        return max(self.in_flight_bytes, 2 * self.max_message_bytes)
 
     @model_validator(mode="after")
     def _topics_differ(self) -> "Settings":

@@ -2,12 +2,12 @@
 
 The protocol calls them strings, but brokers take any bytes and other clients send them. One such
 record, from whoever may produce, would stop every worker that comes to it. Owns the way around it:
-the bytes travel in a string that gives them back when it is sent.
+the bytes travel in a string that gives them back when it is sent. `worker.inflating` puts it in
+place.
 """
 
 from typing import Any
 
-from kafka.record import memory_records
 from kafka.record.default_records import DefaultRecordBatch
 
 
@@ -53,8 +53,3 @@ class TolerantBatch(DefaultRecordBatch):  # type: ignore[misc]
                 return super()._read_msg(*arguments)
             finally:
                 self._buffer = buffer
-
-
-def tolerate() -> None:
-    """Let every consumer of this process read such records. May be called again."""
-    memory_records.DefaultRecordBatch = TolerantBatch

@@ -31,6 +31,20 @@ class Op(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Omitted:
+    """Stands for the value of a record that was not taken in whole, and says why."""
+
+    missing: str  # of value, key and headers, with spaces between
+    reason: Reason
+    detail: str
+    size: int  # bytes that were read to find out
+    first: int | None = None  # where it stands for several events: the first one's offset
+
+    def __len__(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One Kafka record as it was consumed: bytes, not yet believed."""
 
@@ -42,22 +56,25 @@ class Record:
     value: bytes | None
     headers: Headers = ()
     leader_epoch: int = -1
+    omitted: Omitted | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of key and value."""
-        return len(self.key or b"") + len(self.value or b"")
+        """Bytes of key, value and headers."""
+        headers = sum(len(name) + len(value) for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
 
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """How long an id (bytes of UTF-8) and how large `attributes` (bytes of JSON) may be.
+    """How long an id (bytes of UTF-8), `attributes` and any JSON (bytes of it) may be.
 
     And which namespaces may be named: any where none is told.
     """
 
     max_id_bytes: int = 512
     max_attributes_bytes: int = 16 * 1024
+    max_json_bytes: int = 1024 * 1024
     namespaces: tuple[str, ...] = ()
 
 
@@ -90,24 +107,26 @@ class _EventBody(BaseModel):
 def parse(record: Record, limits: MessageLimits) -> ImageEvent:
     """Read an event from a record: JSON, the image itself, or a tombstone (design: input event).
 
-    Raises EventError (`bad_message`, `unsupported_schema`) for anything else.
+    Raises EventError (`bad_message`, `unsupported_schema`, `too_large`) for anything else.
     """
+    if record.omitted is not None:
+        raise EventError(record.omitted.reason, record.omitted.detail)
     headers = {name.lower(): value for name, value in record.headers}
     if record.value is None:
         event = ImageEvent(
             _key_id(record, headers), Op.DELETE, _namespace(_text(headers, "namespace"))
         )
     elif _text(headers, "content-type", "").startswith("image/"):
-        event = _parse_inline(record, headers)
+        event = _parse_inline(record, headers, limits)
     else:
-        event = _parse_json(record.value)
+        event = _parse_json(record.value, limits)
     _check_limits(event, limits)
     return event
 
 
-def _parse_inline(record: Record, headers: dict[str, bytes]) -> ImageEvent:
-    _check_schema(_json_header(headers, "schema", SCHEMA))
-    attributes = _json_header(headers, "attributes", None)
+def _parse_inline(record: Record, headers: dict[str, bytes], limits: MessageLimits) -> ImageEvent:
+    _check_schema(_json_header(headers, "schema", SCHEMA, limits))
+    attributes = _json_header(headers, "attributes", None, limits)
     if attributes is not None and not isinstance(attributes, dict):
         raise _bad("header attributes: not a JSON object")
     occurred_at = _text(headers, "occurred_at") or _text(headers, "ce_time")
@@ -121,8 +140,8 @@ def _parse_inline(record: Record, headers: dict[str, bytes]) -> ImageEvent:
     )
 
 
-def _parse_json(value: bytes) -> ImageEvent:
-    document = _load_json(value, "value")
+def _parse_json(value: bytes, limits: MessageLimits) -> ImageEvent:
+    document = _load_json(value, "value", limits)
     if not isinstance(document, dict):
         raise _bad("value: not a JSON object")
     if "schema" not in document:
@@ -146,7 +165,10 @@ def _parse_json(value: bytes) -> ImageEvent:
     )
 
 
-def _load_json(value: bytes, where: str) -> Any:
+def _load_json(value: bytes, where: str, limits: MessageLimits) -> Any:
+    if len(value) > limits.max_json_bytes:  # in memory it may be thirty times as large
+        detail = f"{where}: {len(value)} bytes of JSON, allowed are {limits.max_json_bytes}"
+        raise EventError(Reason.TOO_LARGE, detail)
     try:
         return from_json(value, allow_inf_nan=False)
     except ValueError as error:
@@ -202,9 +224,9 @@ def _text(headers: dict[str, bytes], name: str, default: Any = None) -> Any:
         raise _bad(f"header {name}: not UTF-8") from None
 
 
-def _json_header(headers: dict[str, bytes], name: str, default: Any) -> Any:
+def _json_header(headers: dict[str, bytes], name: str, default: Any, limits: MessageLimits) -> Any:
     value = headers.get(name)
-    return default if value is None else _load_json(value, f"header {name}")
+    return default if value is None else _load_json(value, f"header {name}", limits)
 
 
 def _op(name: str) -> Op:
@@ -304,7 +326,12 @@ def now_rfc3339() -> str:
 
 
 def dead_letter_headers(record: Record, error: EventError, version: str) -> list[tuple[str, bytes]]:
-    """The original headers, then why and where from; the key and value travel unchanged."""
+    """The original headers, then why and where from; the key and value travel unchanged.
+
+    Where they do not, as they were too large to take in, it says what is missing; they are where
+    it came from.
+    """
+    omitted = record.omitted
     added = {
         "dedup-reason": str(error.reason),
         "dedup-detail": error.detail[:1000],
@@ -313,6 +340,10 @@ def dead_letter_headers(record: Record, error: EventError, version: str) -> list
         "dedup-offset": str(record.offset),
         "dedup-worker-version": version,
     }
+    if omitted is not None:
+        added["dedup-omitted"] = omitted.missing
+        if omitted.first is not None:
+            added |= {"dedup-offset": str(omitted.first), "dedup-last-offset": str(record.offset)}
     return [
         *record.headers,
         *((name, text.encode(errors="replace")) for name, text in added.items()),

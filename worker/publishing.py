@@ -17,10 +17,7 @@ from worker.broker import BOOTSTRAP_MS, Consumer, Offsets, connect, structs
 from worker.config import KafkaSettings, Settings
 from worker.errors import InfrastructureError
 
-# A broker may hold larger messages than the worker is set to take, and their dead letters have to
-# get through: all that brokers take, unless told otherwise (socket.request.max.bytes).
-REQUEST_BYTES = 100 * 1024 * 1024 - 1024 * 1024
-HEADERS_BYTES = 65_536  # a dead letter's, at most
+HEADERS_BYTES = 65_536  # those added to a dead letter, at most
 Result = TypeVar("Result")
 
 
@@ -219,7 +216,7 @@ def producer_options(settings: KafkaSettings) -> dict[str, Any]:
         "acks": "all",
         "enable_idempotence": True,
         "allow_auto_create_topics": False,
-        "max_request_size": max(REQUEST_BYTES, settings.max_message_bytes + HEADERS_BYTES),
+        "max_request_size": settings.max_message_bytes + HEADERS_BYTES,
         "reconnect_backoff_max_ms": 2_000,
         "bootstrap_timeout_ms": BOOTSTRAP_MS,
         "metrics_enabled": False,

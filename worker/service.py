@@ -7,7 +7,7 @@ stopping. The work itself is `pipeline` and `loop`.
 import gc
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from threading import Event, Thread
 from time import monotonic
@@ -23,7 +23,7 @@ from worker.index import Index
 from worker.index.auditing import Audit, AuditResult
 from worker.index.settings import index_settings
 from worker.loop import Loop
-from worker.messages import MessageLimits
+from worker.message_settings import message_limits
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline, PipelineSettings
 from worker.source_settings import source_policy
@@ -175,9 +175,7 @@ class Service:
                 fetch_concurrency=settings.fetch_concurrency,
                 fetched_bytes=settings.in_flight_bytes,
                 max_image_bytes=settings.max_image_bytes,
-                limits=MessageLimits(
-                    settings.max_id_bytes, settings.max_attributes_bytes, settings.namespaces
-                ),
+                limits=replace(message_limits(settings), namespaces=settings.namespaces),
             ),
         )
         loop = self._until_there(

@@ -1,5 +1,7 @@
 """A consumer of the worker's own kind, without a worker around it."""
 
+from typing import Any
+
 from deploy.apache_kafka import KafkaServer
 from tests.conftest import PARTITIONS, Topics
 from tests.stream.harness import SESSION_SECONDS, until
@@ -40,7 +42,11 @@ class Member:
     """A consumer that polls often, but each time for less than joining takes."""
 
     def __init__(
-        self, kafka: KafkaServer, topics: Topics, session_seconds: float = SESSION_SECONDS
+        self,
+        kafka: KafkaServer,
+        topics: Topics,
+        session_seconds: float = SESSION_SECONDS,
+        **settings: Any,
     ) -> None:
         self.owner = Owner()
         self.settings = Settings(
@@ -48,6 +54,7 @@ class Member:
             topic=topics.images,
             group_id=topics.group,
             session_timeout_seconds=session_seconds,
+            **settings,
         )
         self.consumer = Consumer(self.settings, self.owner)
         self.coordinator = self.consumer._consumer._coordinator

@@ -21,12 +21,14 @@ from tests.stream.harness import (
     tombstone,
     until,
 )
-from worker.header_names import RawName, tolerate
+from worker.header_names import RawName
 from worker.index.fsck import check
 from worker.index.store import Store
+from worker.inflating import Bounds, bound
 
 SECONDS = 300
 DEEP = 100_000
+MOST = 1 << 30
 BODY = {"schema": 1, "image_id": "x", "uri": "https://example.com/x.jpg"}
 
 
@@ -68,6 +70,9 @@ def refused() -> list[tuple[str, Event]]:
         ("bad_message", inline("", picture)),
         ("unsupported_schema", Event("r17", body(schema=2))),
         ("too_large", inline("40 MiB", bytes(40 << 20))),  # more than a worker's own limit of 32
+        ("too_large", Event("lists", b"[" + b"[]," * (1 << 20) + b"[]]")),
+        ("too_large", Event("spaces", b'"' + b" " * (30 << 20) + b'"')),
+        ("too_large", inline("r20", picture, attributes="[" + "1," * (1 << 20) + "1]")),
         ("blocked_source", by_uri("r18", "https://\u0000/x.jpg")),
         ("blocked_source", by_uri("r19", "https://" + "a" * 100_000)),
     ]
@@ -95,7 +100,7 @@ def accepted() -> list[Event]:
 def test_each_costs_itself_at_most(
     kafka_server: LocalKafka, redis_server: LocalRedis, topics: Topics, start_worker: StartWorker
 ) -> None:
-    tolerate()  # the reader of the test must read them, too
+    bound(Bounds(MOST, MOST))  # the reader of the test must read odd names, too
     bad, good = refused(), accepted()
     worker = start_worker(threshold=0.999, fetch_schemes="https", **PATIENT).wait_ready()
     hostile = [event for _, event in bad]

@@ -5,6 +5,8 @@ from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import pytest
+from confluent_kafka import Producer
+from kafka import codec
 from kafka.errors import SaslAuthenticationFailedError
 from kafka.structs import TopicPartition
 
@@ -17,6 +19,7 @@ from worker.messages import Record
 
 POLL_SECONDS = 0.1
 EACH = 3  # events of a partition
+MOST = 1_000_000_000  # that librdkafka takes
 
 
 @pytest.fixture
@@ -82,3 +85,58 @@ def test_what_was_read_is_not_lost_where_no_more_can_be_asked_for(
     everything = sorted((each.partition, each.offset) for each in first + found)
     begin = {each.partition: each.offset for each in reversed(first + found)}
     assert everything == [(p, begin[p] + number) for p in (0, 1) for number in range(EACH)]
+
+
+def send(kafka: KafkaServer, topic: str, values: list[bytes], compression: str) -> None:
+    """To partition 0, in one batch."""
+    options: dict[str, str | int] = {"linger.ms": 1_000}
+    options |= {"message.max.bytes": MOST, "batch.size": MOST}
+    options |= {"bootstrap.servers": kafka.bootstrap, "compression.type": compression}
+    producer = Producer(options)
+    for value in values:
+        producer.produce(topic, value, b"k", partition=0)
+    assert producer.flush(SECONDS) == 0
+
+
+def test_a_poll_takes_few_where_they_are_large(kafka_server: KafkaServer, topics: Topics) -> None:
+    """However small they were when they were fetched."""
+    size, count = 1_000_000, 12
+    member = Member(kafka_server, topics, poll_bytes=3 * size, max_message_bytes=2 * size)
+    with ExitStack() as stack:
+        stack.callback(member.consumer.close, 2.0)
+        sent = [bytes([n]) * size for n in range(count)]
+        send(kafka_server, topics.images, [*sent, bytes(5 * size)], "gzip")
+        polls = []
+
+        def all_came() -> bool:
+            polls.append(member.consumer.poll(POLL_SECONDS, 1_000))
+            return sum(map(len, polls)) > count
+
+        until(all_came, SECONDS, "every record")
+    found = [record for poll in polls for record in poll]
+    assert [record.value for record in found] == [*sent, b""]
+    assert max(map(len, polls)) == 3
+    assert found[-1].omitted is not None
+
+
+def test_a_codec_that_is_not_there_holds_up_its_own_partition_alone(
+    kafka_server: KafkaServer, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its poll ends: kafka-python alone would ask for the rest for ever, in one call."""
+    for package in ("lz4", "lz4f", "lz4framed"):
+        monkeypatch.setattr(codec, package, None)
+    with ExitStack() as stack:
+        member = Member(kafka_server, topics)
+        stack.callback(member.consumer.close, 2.0)
+        send(kafka_server, topics.images, [b"x" * 1_000], "lz4")
+        with pytest.raises(InfrastructureError, match="lz4"):
+            read(member, 1, 1)
+        publish(kafka_server.bootstrap, topics.images, [inline("good", b"x", partition=1)])
+        found: list[Record] = []
+        failures = 0
+        while not found or failures < 3:
+            try:
+                found += member.consumer.poll(POLL_SECONDS, 10)
+            except InfrastructureError:
+                failures += 1
+        assert [(record.partition, record.value) for record in found] == [(1, b"x")]

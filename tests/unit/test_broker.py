@@ -34,7 +34,9 @@ class Client:
         self._coordinator = SimpleNamespace(
             _join_task=None, _do_join_and_sync_async=None, _offset_fetch_futures={}
         )
-        self._fetcher = SimpleNamespace(_next_partition_records=None, send_fetches=list)
+        self._fetcher = SimpleNamespace(
+            _next_partition_records=None, send_fetches=list, fetched_records=list
+        )
 
     def subscribe(self, topics: list[str], listener: Any) -> None:
         self.listener = listener

@@ -1,6 +1,7 @@
 """Every way an event can be written, rightly and wrongly."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from worker.errors import EventError, Reason
 from worker.messages import (
     MessageLimits,
+    Omitted,
     Op,
     Record,
     check_id,
@@ -206,6 +208,38 @@ def test_namespaces_that_are_not_allowed_are_bad_messages() -> None:
         with pytest.raises(EventError, match="elsewhere") as caught:
             parse(other, some)
         assert caught.value.reason is Reason.BAD_MESSAGE
+
+
+def test_more_json_than_allowed_is_not_parsed() -> None:
+    """Wherever it is, and whatever it is."""
+    limits = MessageLimits(max_json_bytes=100)
+    image = (("content-type", b"image/png"), ("attributes", b"[" * 101))
+    for long in (record(b"[" * 101), record(b" " * 101), record(b"", headers=image)):
+        with pytest.raises(EventError, match="101 bytes of JSON, allowed are 100") as caught:
+            parse(long, limits)
+        assert caught.value.reason is Reason.TOO_LARGE
+    assert parse(record(event_json()), MessageLimits(max_json_bytes=len(event_json()))).image_id
+
+
+def test_what_was_not_taken_in_is_said_of_one_event_and_of_several() -> None:
+    one = Omitted("value", Reason.TOO_LARGE, "9 bytes", 9)
+    several = Omitted("key value headers", Reason.BAD_MESSAGE, "broken", 9, first=5)
+    found = []
+    for omitted in (one, several):
+        cut = replace(record(b"", headers=(("h", b"1"),)), offset=7, omitted=omitted)
+        with pytest.raises(EventError, match=omitted.detail) as caught:
+            parse(cut, LIMITS)
+        headers = dead_letter_headers(cut, caught.value, "v")
+        assert headers[0] == ("h", b"1")
+        found.append({name.removeprefix("dedup-"): value.decode() for name, value in headers})
+    assert (found[0]["omitted"], found[0]["offset"]) == ("value", "7")
+    assert "last-offset" not in found[0]
+    assert (found[1]["omitted"], found[1]["reason"]) == ("key value headers", "bad_message")
+    assert (found[1]["offset"], found[1]["last-offset"]) == ("5", "7")
+
+
+def test_headers_count_as_what_is_held() -> None:
+    assert record(b"123", key=b"12", headers=(("name", b"12345"),)).size == 14
 
 
 def test_ids_of_verdicts_depend_on_their_place_alone() -> None:

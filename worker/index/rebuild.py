@@ -30,10 +30,13 @@ from worker.index.missing import Missing
 from worker.index.settings import index_settings
 from worker.index.space import remove_retired
 from worker.index.store import Store
+from worker.inflating import Bounds, bound
 from worker.jobs import Job, Lease
-from worker.messages import MessageLimits, Op, Record, parse
+from worker.message_settings import message_limits
+from worker.messages import Op, Record, parse
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline, PipelineSettings
+from worker.prefetched import Prefetched
 from worker.source_settings import source_policy
 from worker.sources import Fetcher
 from worker.storage import connect
@@ -122,7 +125,7 @@ class Rebuild:
         self._pipeline, self._index = pipeline, index
         self._namespaces, self._settings = namespaces, settings
         self._allowed = allowed
-        self._limits = MessageLimits(settings.max_id_bytes, settings.max_attributes_bytes)
+        self._limits = message_limits(settings)
         self._leases: dict[int, Lease] = {}
         self.done = self.failed = 0
         self.failures: list[str] = []  # the first of them, in words
@@ -206,6 +209,7 @@ def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
 
     Raises ConfigError when there is no such topic.
     """
+    bound(Bounds(settings.max_message_bytes, settings.batch_bytes))
     consumer = connect_kafka(
         lambda: KafkaConsumer(
             **settings.client_options(),
@@ -216,6 +220,7 @@ def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
             fetch_max_bytes=settings.poll_bytes,
         )
     )
+    prefetched = Prefetched(consumer, settings.poll_bytes)
     topic = settings.topic
     partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
     if not partitions:
@@ -223,15 +228,18 @@ def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
     consumer.assign(partitions)
     consumer.seek_to_beginning(*partitions)
     try:
-        yield lambda: _until_end(consumer, partitions)
+        yield lambda: _until_end(consumer, prefetched, partitions)
     finally:
         consumer.close()
 
 
-def _until_end(consumer: KafkaConsumer, partitions: list[TopicPartition]) -> Iterator[Record]:
+def _until_end(
+    consumer: KafkaConsumer, prefetched: Prefetched, partitions: list[TopicPartition]
+) -> Iterator[Record]:
     """Records up to where the partitions end now."""
     ends = consumer.end_offsets(partitions)
     while any(consumer.position(each) < ends[each] for each in partitions):
+        prefetched.before_poll()
         for messages in consumer.poll(timeout_ms=POLL_MS).values():
             yield from map(record_of, messages)
 
@@ -277,7 +285,7 @@ def _pipeline(settings: Settings, embedder: Embedder, index: Index) -> Iterator[
                 fetch_concurrency=settings.fetch_concurrency,
                 fetched_bytes=settings.in_flight_bytes,
                 max_image_bytes=settings.max_image_bytes,
-                limits=MessageLimits(settings.max_id_bytes, settings.max_attributes_bytes),
+                limits=message_limits(settings),
             ),
         )
         pipeline.start()
