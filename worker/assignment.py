@@ -43,20 +43,34 @@ class Assignment:
     def released(self, partitions: set[Partition]) -> None:
         """They are another's now: what is unfinished is dropped, and redelivered there."""
         with self._lock:
+            beyond = {}
             for partition in partitions:
                 if lease := self._leases.pop(partition, None):
                     lease.lost = True
+                    if lease.back is not None:
+                        beyond[partition] = lease.back
             self._drop(partitions)
+            if beyond:
+                replay_by_hand(beyond, "the group has not gone back")
             self._moved("released", partitions)
 
-    def again(self, partitions: set[Partition]) -> None:
-        """Ours, and to be read once more: what is unfinished is dropped."""
+    def again(self, offsets: Offsets) -> None:
+        """Ours, and to be read once more from there: what is unfinished is dropped."""
         with self._lock:
-            mine = partitions & self._leases.keys()
+            mine = offsets.keys() & self._leases.keys()
             for partition in mine:
                 self._leases[partition].lost = True
-                self._leases[partition] = Lease(partition)
+                self._leases[partition] = Lease(partition, back=offsets[partition])
             self._drop(mine)
+
+    def beyond(self) -> Offsets:
+        """Where partitions are read again from of which the group's offset lies beyond that."""
+        with self._lock:
+            return self._beyond()
+
+    def _beyond(self) -> Offsets:
+        leases = self._leases.items()
+        return {each: lease.back for each, lease in leases if lease.back is not None}
 
     def _drop(self, partitions: set[Partition]) -> None:
         self._tracker.forget(partitions)
@@ -84,11 +98,13 @@ class Assignment:
                 jobs.append(job)
             return jobs
 
-    def finish(self, jobs: list[Job]) -> None:
-        """The outcomes of `jobs` are acknowledged."""
+    def finish(self, jobs: list[Job], *, committed: bool = False) -> None:
+        """The outcomes of `jobs` are acknowledged, maybe with their offsets."""
         with self._lock:
             for job in jobs:
                 if not job.lease.lost:
+                    if committed:
+                        job.lease.back = None
                     self._tracker.finish(job.partition, job.record.offset)
                     self._close(job)
 
@@ -104,14 +120,22 @@ class Assignment:
         return {job.partition: job.record.offset + 1 for job in jobs}
 
     def committable(self) -> Offsets:
-        """Offsets finished and not yet committed."""
+        """Offsets finished and not yet committed, and those the group has to go back to."""
         with self._lock:
-            return self._tracker.committable()
+            return self._beyond() | self._tracker.committable()
 
     def committed(self, offsets: Offsets) -> None:
         """Kafka has stored `offsets`."""
         with self._lock:
-            self._tracker.committed(offsets)
+            # A commit sent before a partition went back may be answered after it: it led beyond.
+            news = {p: o for p, o in offsets.items() if not self._is_beyond(p, o)}
+            self._tracker.committed(news)
+            for partition in news.keys() & self._leases.keys():
+                self._leases[partition].back = None
+
+    def _is_beyond(self, partition: Partition, offset: int) -> bool:
+        back = self._beyond().get(partition)
+        return back is not None and offset > max(back, self._tracker.finished(partition))
 
     def unfinished(self, partitions: set[Partition] | None = None) -> int:
         """Events in work."""
@@ -124,3 +148,9 @@ class Assignment:
             oldest = next(iter(self._open.values()), None)
             age = monotonic() - oldest.admitted if oldest is not None else 0.0
             return len(self._open), self._bytes, age
+
+
+def replay_by_hand(offsets: Offsets, why: str) -> None:
+    """Say what nobody will read again unless somebody sets the group's offsets back."""
+    told = {number: offset for (_, number), offset in offsets.items()}
+    log.error(f"replay these by hand: {why}", extra={"offsets": told})

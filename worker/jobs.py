@@ -25,6 +25,7 @@ class Lease:
 
     partition: Partition
     lost: bool = False
+    back: int | None = None  # events are read again from here, and the group's offset is beyond
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from threading import Event, Thread
 from time import monotonic, sleep, time
 from uuid import uuid4
 
-from worker.assignment import Assignment
+from worker.assignment import Assignment, replay_by_hand
 from worker.broker import Consumer, Offsets
 from worker.config import Settings
 from worker.errors import EventError, InfrastructureError
@@ -145,21 +145,35 @@ class Loop:
         """Go back to the first event of each partition whose write Redis has lost.
 
         What it kept is answered as before. The group goes back, too, so that a worker that dies
-        meanwhile leaves the rest of the replay to its successor; but not with exactly-once, where
-        a commit beside a transaction that is not over would be undone by it, or undo it.
+        meanwhile leaves the rest of the replay to its successor; with exactly-once it goes back
+        with the first that are published again, as a commit beside a transaction that is not over
+        would be undone by it, or undo it.
         """
-        back = self.consumer.go_back({(self._settings.topic, p): o for p, o in lost.items()})
-        self._assignment.again(set(back))
+        wanted = {(self._settings.topic, number): offset for number, offset in lost.items()}
+        back = self.consumer.go_back(wanted)
+        self._assignment.again(back)
         self._metrics.replays.inc(len(back))
         told = {"offsets": {number: offset for (_, number), offset in back.items()}}
         log.warning("reading again what Redis has lost", extra=told)
-        if others := {p: o for p, o in lost.items() if (self._settings.topic, p) not in back}:
-            log.error("replay these by hand: they are another worker's", extra={"offsets": others})
+        if others := {p: o for p, o in wanted.items() if p not in back}:
+            replay_by_hand(others, "they are another worker's")
         self._pipeline.replaying(lost)
-        if not back or self._settings.delivery == "exactly-once":
+        if back and self._settings.delivery == "at-least-once":
+            self._go_back(self._settings.commit_interval_seconds)
+
+    def _go_back(self, seconds: float) -> None:
+        """Set the group's offsets to where events are read again from; else the next commit does.
+
+        With exactly-once for the end only, when nothing of ours is sent any more. Of an offset
+        committed by hand and one in a transaction the brokers keep the one they were told last,
+        whenever the transaction ends; and one that was not answered before is never committed.
+        """
+        back = self._assignment.beyond()
+        if not back:
             return
         try:
-            self.consumer.commit_now(back, self._settings.commit_interval_seconds)
+            self.consumer.commit_now(back, seconds)
+            self._assignment.committed(back)
         except InfrastructureError as error:
             log.warning("the group did not go back yet", extra={"error": str(error)})
 
@@ -196,8 +210,13 @@ class Loop:
 
     def _committable(self) -> Offsets:
         """What is finished and is not committed; with exactly-once nothing, for both are one."""
-        exactly_once = self._settings.delivery == "exactly-once"
-        return {} if exactly_once else self._assignment.committable()
+        if self._settings.delivery == "exactly-once":
+            return {}
+        return self._assignment.committable()
+
+    def _to_commit(self) -> Offsets:
+        """What only a member of the group can say when it stops."""
+        return self._committable() | self._assignment.beyond()
 
     def _committed(self, offsets: Offsets, error: Exception | None) -> None:
         self._commit_pending = False
@@ -214,7 +233,7 @@ class Loop:
         deadline = monotonic() + self._settings.shutdown_timeout_seconds
         log.info("stopping", extra={"inflight": self._assignment.unfinished()})
         while (
-            self._assignment.unfinished() or (self._committable() and not self.consumer.joined())
+            self._assignment.unfinished() or (self._to_commit() and not self.consumer.joined())
         ) and monotonic() < deadline:
             self._turned = monotonic()
             self._raise_failures()
@@ -233,9 +252,22 @@ class Loop:
                 log.warning("last commit failed", extra={"error": str(error)})
                 unfinished += 1
         if lost := self._pipeline.lost():
-            self._replay(lost)  # by whoever comes next: the group has gone back
+            self._replay(lost)  # by whoever comes next: the group goes back
+        by_hand = self._leave_the_rest(deadline)
         log.info("stopped", extra={"unfinished": unfinished})
-        return 1 if unfinished else 0
+        return 1 if unfinished or by_hand else 0
+
+    def _leave_the_rest(self, deadline: float) -> bool:
+        """See to it that the next one reads again what this one has not; whether it will not."""
+        if not self._assignment.beyond():
+            return False
+        self._closing.set()
+        self._publisher.join(max(1.0, deadline - monotonic()))
+        if not self._publisher.is_alive():
+            self._go_back(max(1.0, deadline - monotonic()))
+        left = self._assignment.beyond()
+        self._assignment.released(set(left))  # and says of which it is beyond
+        return bool(left)
 
     # ── the publishing thread ───────────────────────────────────────────────────────────────
 
@@ -299,7 +331,8 @@ class Loop:
                 log.info("publishing again")
                 self._trouble = None
             self._on_step("published")
-            self._assignment.finish(published)
+            exactly_once = self._settings.delivery == "exactly-once"
+            self._assignment.finish(published, committed=exactly_once)
             self._account(published)
             return
         # All lost: whether Kafka takes what is published, the next batch will tell.

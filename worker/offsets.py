@@ -46,6 +46,11 @@ class OffsetTracker:
             if progress.next_offset is not None and progress.next_offset != progress.committed
         }
 
+    def finished(self, partition: Partition) -> int:
+        """Everything below is finished; -1 where nothing is."""
+        progress = self._partitions.get(partition)
+        return -1 if progress is None or progress.next_offset is None else progress.next_offset
+
     def committed(self, offsets: dict[Partition, int]) -> None:
         """Note that Kafka has stored `offsets`."""
         for partition, offset in offsets.items():

@@ -33,6 +33,9 @@ class Owner:
     def committable(self) -> Offsets:
         return {}
 
+    def committed(self, offsets: Offsets) -> None:
+        """Nothing is."""
+
     def released(self, partitions: set[Partition]) -> None:
         self.held -= partitions
         self.released_ever |= partitions

@@ -144,3 +144,13 @@ def test_what_is_replayed_is_published_again(stream: Stream) -> None:
     stream.publisher.close(0)  # as after any transaction that failed
     stream.publish("replayed", 3)
     stream.wait_for("first", "replayed")
+
+
+def test_the_group_goes_back_behind_a_transaction_that_is_over(stream: Stream) -> None:
+    """As a worker that ends takes it, where it would have read events again."""
+    partition = (stream.topics.images, 0)
+    stream.publish("first", 5)
+    stream.publisher.close(0)
+    stream.member.consumer.commit_now({partition: 3}, SECONDS)
+    stream.wait_for("first")
+    assert stream.member.consumer.committed({partition}, SECONDS) == {partition: 3}

@@ -89,9 +89,9 @@ def test_a_partition_read_again_drops_what_was_in_work_and_stays_ours() -> None:
     assignment = holding(P, Q)
     done, old, other = assignment.admit([record(0, 1), record(0, 2), record(1, 1)])
     assignment.finish([done])
-    assignment.again({P, ("images", 7)})  # the last one is another worker's
+    assignment.again({P: 1, ("images", 7): 1})  # the last one is another worker's
     assert (old.lease.lost, other.lease.lost) == (True, False)
-    assert (assignment.committable(), assignment.unfinished()) == ({}, 1)
+    assert (assignment.committable(), assignment.unfinished()) == ({P: 1}, 1)
     (new,) = assignment.admit([record(0, 1)])
     assignment.finish([old, new])
     assert assignment.committable() == {P: 2}

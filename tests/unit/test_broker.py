@@ -1,17 +1,19 @@
 """Where a partition begins, and who may commit: the consumer's answers to what Kafka tells it."""
 
 import asyncio
+from queue import Queue
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from kafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
+from kafka.errors import KafkaTimeoutError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import ConsumerGroupMetadata, MemberState, TopicPartition
 
 from worker import broker
 from worker.assignment import Assignment
 from worker.config import Settings
 from worker.errors import InfrastructureError
+from worker.jobs import Job
 from worker.loop import Loop
 from worker.messages import Record
 from worker.metrics import Metrics
@@ -29,6 +31,7 @@ class Client:
         self.seeks: dict[TopicPartition, int | str] = {}
         self.offsets = {P: 7}
         self.commits: list[Any] = []
+        self.refuses = False
         self.generation = 3
         self.state = MemberState.STABLE
         self._coordinator = SimpleNamespace(
@@ -62,11 +65,27 @@ class Client:
     def group_metadata(self) -> ConsumerGroupMetadata:
         return ConsumerGroupMetadata("group", self.generation, "member", None, self.state)
 
-    async def commit_async(self, offsets: Any) -> None:
+    def commit_async(self, offsets: Any, callback: Any = None) -> Any:
+        """Both an answer to a callback and something to wait for, as kafka-python's is."""
         self.commits.append(offsets)
+        if callback is not None:
+            callback(offsets, None)
+        return asyncio.sleep(0) if callback is None else None
 
     def commit(self, offsets: Any, timeout_ms: int) -> None:
+        if self.refuses:
+            raise KafkaTimeoutError("no answer")
         self.commits.append(offsets)
+
+    def pause(self, *_: TopicPartition) -> None:
+        """Nothing is fetched here anyway."""
+
+    def close(self, **_: Any) -> None:
+        """Nothing to leave."""
+
+    def committed_offsets(self) -> list[dict[TopicPartition, int]]:
+        """What was committed, in order."""
+        return [{p: o.offset for p, o in offsets.items()} for offsets in self.commits]
 
 
 def consumer(
@@ -142,29 +161,155 @@ def test_where_a_new_partition_begins_is_asked_anew(monkeypatch: pytest.MonkeyPa
     assert assignment.admit([Record("images", 0, 1, 0, b"k", b"v")])
 
 
-@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
-def test_what_redis_lost_is_read_again_from_its_first_event(
-    monkeypatch: pytest.MonkeyPatch, delivery: str
-) -> None:
-    clients: list[Client] = []
+class Losing:
+    """A pipeline as far as these tests go, whose index has lost what `losing` says."""
 
-    def make(**options: Any) -> Client:
-        clients.append(Client(**options))
-        return clients[-1]
+    def __init__(self) -> None:
+        self.losing: dict[int, int] = {}
+        self.told: list[dict[int, int]] = []
+        self.outcomes: Queue[list[Job]] = Queue()
+        self.failure = None
 
-    monkeypatch.setattr(broker, "KafkaConsumer", make)
-    told: list[dict[int, int]] = []
-    loop = Loop(
-        settings=Settings.model_validate({"delivery": delivery}),
-        pipeline=cast("Pipeline", SimpleNamespace(replaying=told.append)),
-        metrics=Metrics(),
-        version="0",
-    )
-    loop._assignment.assigned({("images", 0)})
-    held = loop._assignment.admit([Record("images", 0, 41, 0, b"k", b"v")])
-    loop._replay({0: 40, 7: 3})  # partition 7 is another worker's by now
-    assert clients[0].seeks == {P: 40}
+    def lost(self) -> dict[int, int]:
+        return self.losing
+
+    def replaying(self, first: dict[int, int]) -> None:
+        self.told.append(first)
+        self.losing = {}
+
+    def start(self) -> None:
+        """Nothing runs."""
+
+    def close(self, timeout: float) -> None:
+        """Nothing runs."""
+
+
+class Losses:
+    """A loop that holds partition 0, whose pipeline may lose and whose client may refuse."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, delivery: str) -> None:
+        made: list[Client] = []
+
+        def make(**options: Any) -> Client:
+            made.append(Client(**options))
+            return made[-1]
+
+        monkeypatch.setattr(broker, "KafkaConsumer", make)
+        self.pipeline = Losing()
+        self.loop = Loop(
+            settings=Settings.model_validate({"delivery": delivery}),
+            pipeline=cast("Pipeline", self.pipeline),
+            metrics=Metrics(),
+            version="0",
+        )
+        (self.client,) = made
+        self.assignment = self.loop._assignment
+        self.assignment.assigned({tuple(P)})
+
+    def admit(self, offset: int) -> list[Job]:
+        return self.assignment.admit([Record("images", 0, offset, 0, b"k", b"v")])
+
+    def stop(self) -> int:
+        """Its exit status."""
+        self.loop.stop()
+        return self.loop.run()
+
+
+DELIVERIES = pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+BY_HAND = "replay these by hand"
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch, delivery: str) -> Losses:
+    return Losses(monkeypatch, delivery)
+
+
+@DELIVERIES
+def test_what_redis_lost_is_read_again_from_its_first_event(losses: Losses, delivery: str) -> None:
+    held = losses.admit(41)
+    losses.loop._replay({0: 40, 7: 3})  # partition 7 is another worker's by now
+    assert losses.client.seeks == {P: 40}
     assert [job.lease.lost for job in held] == [True]
-    assert told == [{0: 40, 7: 3}]
-    committed = [{p: o.offset for p, o in offsets.items()} for offsets in clients[0].commits]
-    assert committed == ([{P: 40}] if delivery == "at-least-once" else [])
+    assert losses.pipeline.told == [{0: 40, 7: 3}]
+    assert losses.client.committed_offsets() == ([{P: 40}] if delivery == "at-least-once" else [])
+
+
+@DELIVERIES
+def test_what_is_noticed_while_stopping_is_left_to_the_next_one(
+    losses: Losses, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses.pipeline.losing = {0: 40}
+    assert losses.stop() == 0
+    assert losses.client.committed_offsets() == [{P: 40}]
+    assert BY_HAND not in caplog.text
+
+
+@DELIVERIES
+def test_what_cannot_be_left_to_the_next_one_is_said(
+    losses: Losses, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses.pipeline.losing = {0: 40}
+    losses.client.refuses = True
+    assert losses.stop() == 1
+    (said,) = [record for record in caplog.records if BY_HAND in record.message]
+    assert (said.levelname, vars(said)["offsets"]) == ("ERROR", {0: 40})
+
+
+@DELIVERIES
+def test_a_replay_that_has_not_begun_is_left_to_the_next_one(losses: Losses, delivery: str) -> None:
+    losses.loop._replay({0: 40})
+    assert losses.stop() == 0
+    assert losses.client.committed_offsets() == [{P: 40}]
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once"])
+def test_a_replay_that_has_begun_has_taken_the_group_with_it(losses: Losses) -> None:
+    losses.loop._replay({0: 40})
+    losses.assignment.finish(losses.admit(40), committed=True)
+    assert losses.stop() == 0
+    assert losses.client.commits == []
+
+
+@DELIVERIES
+def test_a_replay_whose_partition_moves_before_it_begins_is_said(
+    losses: Losses, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses.client.refuses = True
+    losses.loop._replay({0: 40})
+    losses.assignment.released({tuple(P)})
+    (said,) = [record for record in caplog.records if BY_HAND in record.message]
+    assert (said.levelname, vars(said)["offsets"]) == ("ERROR", {0: 40})
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once"])
+def test_the_group_goes_back_with_the_next_commit_where_it_did_not_at_once(
+    losses: Losses, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses.client.refuses = True
+    losses.loop._replay({0: 40})
+    assert losses.client.commits == []
+    losses.loop._commit_due = 0.0
+    losses.loop._commit_if_due()
+    assert losses.client.committed_offsets() == [{P: 40}]
+    losses.assignment.released({tuple(P)})
+    assert BY_HAND not in caplog.text
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once"])
+def test_a_rebalance_takes_the_group_back(losses: Losses, caplog: pytest.LogCaptureFixture) -> None:
+    losses.client.refuses = True
+    losses.loop._replay({0: 40})
+    asyncio.run(losses.client.listener.on_partitions_revoked({P}))
+    assert losses.client.committed_offsets() == [{P: 40}]
+    assert BY_HAND not in caplog.text
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once"])
+def test_an_answer_to_an_older_commit_takes_nobody_back(losses: Losses) -> None:
+    losses.client.refuses = True
+    losses.loop._replay({0: 40})
+    losses.loop._committed({tuple(P): 50}, None)
+    assert losses.assignment.beyond() == {tuple(P): 40}
+    losses.assignment.finish(losses.admit(40))
+    losses.loop._committed({tuple(P): 41}, None)
+    assert losses.assignment.beyond() == {}
