@@ -1,8 +1,8 @@
 """The disk is full when a dead letter has to be written: nothing is passed over, nothing is lost.
 
 Apache Kafka on a file system of a few megabytes, which is mounted for it; where this machine lets
-nobody mount, the tests are skipped and say why. On its one disk the broker ends itself; with two
-disks it goes on without the dead letters.
+nobody mount, the tests are skipped and say why (see `missing`). On its one disk the broker ends
+itself; with two disks it goes on without the dead letters.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from kafka import TopicPartitionReplica
 
 from deploy.apache_kafka import KafkaNode, LocalApacheKafka
 from deploy.local import LocalRedis, kafka_admin
-from tests.conftest import PARTITIONS, Topics, require_apache_kafka
+from tests.conftest import PARTITIONS, Topics, missing, require_apache_kafka
 from tests.faults.conftest import WorkerOf, create, named
 from tests.faults.oracle import Oracle
 from tests.faults.workload import families
@@ -42,7 +42,7 @@ class Disk:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             why = getattr(error, "stderr", None) or error
-            pytest.skip(f"no disk can be filled, as nothing can be mounted here: {why}")
+            missing("mount", f"no disk can be filled, as nothing can be mounted here: {why}")
 
     def fill(self, left: int) -> None:
         """Leave room for `left` bytes."""

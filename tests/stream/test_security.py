@@ -17,7 +17,7 @@ import pytest
 from deploy.apache_kafka import Access, LocalApacheKafka
 from deploy.local import LocalKafka, LocalRedis
 from deploy.process import free_port
-from tests.conftest import Topics, require_apache_kafka
+from tests.conftest import Topics, missing, require_apache_kafka
 from tests.photos import jpeg, scene
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import Event, Reader, Worker, inline, publish
@@ -86,7 +86,7 @@ def serve_securely(certificate: Certificate, **changes: str) -> Iterator[SecureR
     """Valkey's wheel is built without TLS, so this needs an installed redis-server."""
     binary = shutil.which("redis-server")
     if binary is None:
-        pytest.skip("no redis-server is installed: TLS to Redis is NOT tested")
+        missing("redis-server", "no redis-server is installed: TLS to Redis is NOT tested")
     config = {
         "tls-port": str(free_port()),
         "tls-cert-file": str(certificate.certificate),
