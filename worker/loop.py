@@ -7,24 +7,18 @@ inside `poll`, so nothing here may keep the main thread from polling.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from queue import Empty
-from threading import Event, Thread
-from time import monotonic, sleep, time
-from uuid import uuid4
+from threading import Event
+from time import monotonic, sleep
 
 from worker.assignment import Assignment, replay_by_hand
 from worker.broker import Consumer, Offsets
 from worker.config import Settings
-from worker.errors import EventError, InfrastructureError
-from worker.jobs import Job
-from worker.lanes import take_all
-from worker.messages import Record, Verdict, dead_letter_headers
+from worker.errors import InfrastructureError
+from worker.messages import Record
 from worker.metrics import Metrics
+from worker.outbox import Outbox
 from worker.pipeline import Pipeline
-from worker.publishing import Outgoing, Publisher, TransactionalPublisher
 from worker.retrying import PAUSE_SECONDS
-from worker.threads import show_name
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +29,6 @@ FEW_EVENTS = 8  # fewer from one poll: as many as the embedder takes at once wou
 DRAIN_SECONDS = 0.01  # of a poll of who stops, and looks each time whether its work is done
 BREATH_SECONDS = 0.03  # between polls that bring few, when busy
 STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
-
-# Publishes the outcomes of those jobs that are still ours, and answers which they were.
-Publish = Callable[[list[Job]], list[Job]]
-
-
-@dataclass(frozen=True)
-class Topics:
-    """Where outcomes go."""
-
-    verdicts: str
-    dead_letters: str
 
 
 class Loop:
@@ -64,21 +47,24 @@ class Loop:
         self._settings = settings
         self._pipeline = pipeline
         self._metrics = metrics
-        self._version = version
         self._on_step = on_step
-        self._topics = Topics(settings.verdict_topic, settings.dead_letter_topic)
         self._assignment = Assignment(metrics)
         self.consumer = Consumer(settings, self._assignment)
+        self._outbox = Outbox(
+            settings=settings,
+            outcomes=pipeline.outcomes,
+            consumer=self.consumer,
+            assignment=self._assignment,
+            metrics=metrics,
+            version=version,
+            on_step=on_step,
+        )
         self._stop = Event()  # asked to stop: finish what is in flight
-        self._closing = Event()  # done, or out of time: publish nothing more
         self._turned = monotonic()
         self._paused = False
         self._commit_due = monotonic()
         self._commit_pending = False
-        self._trouble: str | None = None
-        self._publisher_failure: BaseException | None = None
         self._foreign_failure: BaseException | None = None
-        self._publisher = Thread(target=self._publish_stage, name="publish", daemon=True)
 
     def stop(self) -> None:
         """Finish what is in flight, commit, leave. Safe in a signal handler."""
@@ -91,15 +77,15 @@ class Loop:
     def live(self) -> bool:
         """Whether the loop turns and every stage lives."""
         turning = monotonic() - self._turned < STALLED_SECONDS
-        return turning and self._pipeline.alive() and self._publisher.is_alive()
+        return turning and self._pipeline.alive() and self._outbox.alive()
 
     def ended(self) -> bool:
         """Whether it lets go of Kafka: what others ask its consumer then may fail."""
-        return self._closing.is_set()
+        return self._outbox.closing
 
     def publishing(self) -> bool:
         """Whether Kafka takes what is published."""
-        return self._trouble is None
+        return self._outbox.trouble is None
 
     def run(self) -> int:
         """Work until stopped. Returns 0 when everything in flight was finished, 1 otherwise.
@@ -107,15 +93,15 @@ class Loop:
         Raises whatever a stage died of, or a thread that told `fail` so.
         """
         self._pipeline.start()
-        self._publisher.start()
+        self._outbox.start()
         try:
             while not self._stop.is_set():
                 self._turn()
             return self._drain()
         finally:
-            self._closing.set()
+            self._outbox.close()
             self._pipeline.close(timeout=1.0)
-            self._publisher.join(1.0)
+            self._outbox.join(1.0)
             self.consumer.close(timeout_seconds=2.0)
 
     def _turn(self) -> None:
@@ -178,7 +164,7 @@ class Loop:
             log.warning("the group did not go back yet", extra={"error": str(error)})
 
     def _raise_failures(self) -> None:
-        failures = (self._pipeline.failure, self._publisher_failure, self._foreign_failure)
+        failures = (self._pipeline.failure, self._outbox.failure, self._foreign_failure)
         for failure in failures:
             if failure is not None:
                 raise failure
@@ -261,111 +247,10 @@ class Loop:
         """See to it that the next one reads again what this one has not; whether it will not."""
         if not self._assignment.beyond():
             return False
-        self._closing.set()
-        self._publisher.join(max(1.0, deadline - monotonic()))
-        if not self._publisher.is_alive():
+        self._outbox.close()
+        self._outbox.join(max(1.0, deadline - monotonic()))
+        if not self._outbox.alive():
             self._go_back(max(1.0, deadline - monotonic()))
         left = self._assignment.beyond()
         self._assignment.released(set(left))  # and says of which it is beyond
         return bool(left)
-
-    # ── the publishing thread ───────────────────────────────────────────────────────────────
-
-    def _publish_stage(self) -> None:
-        show_name()
-        try:
-            publish, close = self._make_publisher()
-            while not self._closing.is_set():
-                try:
-                    jobs = take_all(self._pipeline.outcomes, POLL_SECONDS)
-                except Empty:
-                    continue
-                self._publish(publish, jobs)
-            close(0.0)
-        except BaseException as error:
-            log.exception("publishing died")
-            self._publisher_failure = error
-
-    def _make_publisher(self) -> tuple[Publish, Callable[[float], None]]:
-        settings = self._settings
-        if settings.delivery == "exactly-once":
-            # One id for the life of this process: a successor fences by membership, not by name.
-            identity = f"{settings.group_id}-{uuid4().hex}"
-            transactional = TransactionalPublisher(settings, self.consumer, identity, self._on_step)
-
-            def publish(jobs: list[Job]) -> list[Job]:
-                # First the membership, then the leases: see `Consumer.membership`.
-                membership = self.consumer.membership()
-                if held := _held(jobs):
-                    offsets = self._assignment.offsets_after(held)
-                    transactional.publish(self._messages(held), offsets, membership)
-                return held
-
-            return publish, transactional.close
-        plain = Publisher(settings)
-
-        def publish_only(jobs: list[Job]) -> list[Job]:
-            if held := _held(jobs):
-                plain.publish(self._messages(held))
-            return held
-
-        return publish_only, plain.close
-
-    def _publish(self, publish: Publish, jobs: list[Job]) -> None:
-        """Publish until acknowledged; jobs whose partition is lost meanwhile are dropped."""
-        pause, longest = PAUSE_SECONDS
-        while _held(jobs) and not self._closing.is_set():
-            try:
-                with self._metrics.stage("publish"):
-                    published = publish(jobs)
-            except InfrastructureError as error:
-                cause = error.__cause__ or error
-                self._metrics.kafka_errors.labels(type(cause).__name__).inc()
-                if self._trouble is None:
-                    log.warning("publishing failed, retrying", extra={"error": str(error)})
-                self._trouble = str(error)
-                self._closing.wait(pause)
-                pause = min(longest, pause * 2)
-                continue
-            if self._trouble is not None:
-                log.info("publishing again")
-                self._trouble = None
-            self._on_step("published")
-            exactly_once = self._settings.delivery == "exactly-once"
-            self._assignment.finish(published, committed=exactly_once)
-            self._account(published)
-            return
-        # All lost: whether Kafka takes what is published, the next batch will tell.
-        self._trouble = None
-
-    def _messages(self, jobs: list[Job]) -> list[Outgoing]:
-        return [message for job in jobs for message in self._outgoing(job)]
-
-    def _outgoing(self, job: Job) -> list[Outgoing]:
-        record, outcome = job.record, job.outcome
-        if isinstance(outcome, EventError):
-            headers = tuple(dead_letter_headers(record, outcome, self._version))
-            return [Outgoing(self._topics.dead_letters, record.key, record.value, headers)]
-        if isinstance(outcome, Verdict):
-            return [Outgoing(self._topics.verdicts, outcome.image_id.encode(), outcome.to_json())]
-        return []  # a delete: nothing to tell but the offset
-
-    def _account(self, jobs: list[Job]) -> None:
-        now = time()
-        for job in jobs:
-            where = {"partition": job.record.partition, "offset": job.record.offset}
-            if isinstance(job.outcome, EventError):
-                self._metrics.dead_letters.labels(str(job.outcome.reason)).inc()
-                log.debug("dead letter", extra=where | {"reason": str(job.outcome)})
-            elif isinstance(job.outcome, Verdict):
-                self._metrics.verdicts.labels(str(job.outcome.verdict)).inc()
-                self._metrics.event_to_verdict.observe(
-                    max(0.0, now - job.record.timestamp_ms / 1000)
-                )
-                log.debug("verdict", extra=where | {"verdict": str(job.outcome.verdict)})
-            else:
-                log.debug("deleted", extra=where)
-
-
-def _held(jobs: list[Job]) -> list[Job]:
-    return [job for job in jobs if not job.lease.lost]

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     },
     "publishing": {"broker", "config", "errors"},
     "assignment": {"jobs", "messages", "metrics", "offsets"},
-    "loop": {
+    "outbox": {
         "assignment",
         "broker",
         "config",
@@ -72,10 +72,20 @@ MAY_IMPORT = {
         "lanes",
         "messages",
         "metrics",
-        "pipeline",
         "publishing",
         "retrying",
         "threads",
+    },
+    "loop": {
+        "assignment",
+        "broker",
+        "config",
+        "errors",
+        "messages",
+        "metrics",
+        "outbox",
+        "pipeline",
+        "retrying",
     },
 }
 
