@@ -16,6 +16,7 @@ from worker.service import Service
 
 COMMANDS = {
     "train": ("worker.training.train", "train the network on photos"),
+    "average": ("worker.training.average", "average two trainings of the network"),
     "evaluate": ("worker.training.evaluate", "measure weights on edited photos"),
     "calibrate": ("worker.training.calibrate", "propose a threshold for one's own pictures"),
     "fsck": ("worker.index.fsck", "check every invariant of the index"),

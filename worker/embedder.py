@@ -17,7 +17,7 @@ from worker.images import PREPROCESSING, ImageLimits, decode
 from worker.network import DIMENSIONS, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
-DEFAULT_SHA256 = "b3e9743c3a12a95b1d7754970d636f87ffebe81254f0acb151a01d1e718306ce"
+DEFAULT_SHA256 = "54ef259c7f49b8d42b67589887a8a5c7b5b1ce305bdfa5054409881dfe5d7bfa"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts

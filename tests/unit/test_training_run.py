@@ -14,7 +14,7 @@ from tests.unit.embedder_photos import TILE, tiles, write_tar
 from worker.embedder import DEFAULT_PATH, Embedder
 from worker.errors import ConfigError
 from worker.network import TruncatedResNet18
-from worker.training import calibrate, evaluate, train
+from worker.training import average, calibrate, evaluate, train
 from worker.training.lanes import Lanes, deal
 from worker.training.lookalikes import look_alikes
 from worker.training.objective import contrastive_loss
@@ -214,6 +214,29 @@ def test_trained_weights_carry_all_that_is_known_of_them(trained: Path) -> None:
     assert about.evaluation["calibration"]["threshold"] == about.threshold
     assert 0 <= about.evaluation["micro_average_precision"] <= 1
     assert Embedder.load(trained, mode="fp32").threshold == about.threshold
+
+
+def test_an_average_lies_between_and_says_of_what_it_is(
+    archive: Path, trained: Path, tmp_path: Path
+) -> None:
+    first, second = read(DEFAULT_PATH), read(trained)
+    for share in (0.0, 0.25, 1.0):
+        mixed = average.averaged(first, second, share).tensors["conv1.weight"]
+        wanted = (
+            first.tensors["conv1.weight"] * (1 - share) + second.tensors["conv1.weight"] * share
+        )
+        assert torch.allclose(mixed, wanted, atol=1e-6)
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(ConfigError, match="different sizes"):
+        average.main(f"default {trained} --photos {archive} --out {out}".split())
+    rest = f"--photos {archive} --out {out} --held-out 0.5 --device cpu"
+    assert average.main(f"{trained} {trained} --share 0.3 {rest}".split()) == 0
+    about = read(out).description
+    assert about.training["share"] == 0.3
+    assert about.training["average_of"] == {second.model_id(): second.description.training}
+    assert about.evaluation["calibration"]["threshold"] == about.threshold
+    # What is trained is the same; the statistics were measured anew.
+    assert torch.equal(read(out).tensors["conv1.weight"], second.tensors["conv1.weight"])
 
 
 def test_too_few_photos_are_one_line_errors(tmp_path: Path, trained: Path) -> None:

@@ -166,14 +166,19 @@ class Run:
         self.near = None if state["near"] is None else state["near"].cpu().numpy()
         self.lanes.adopt_statistics()
 
-    def weights(self, threshold: float, evaluation: dict[str, Any]) -> Weights:
-        """The network as it is shipped, with all that travels along."""
+    def weights(
+        self,
+        threshold: float,
+        evaluation: dict[str, Any],
+        training: dict[str, Any] | None = None,
+    ) -> Weights:
+        """The network as it is shipped, with all that travels along; `training`: of another."""
         done = {"steps_done": self.step, "seconds": round(self.seconds)}
         about = Description(
             preprocessing=PREPROCESSING,
             input_size=self.recipe.size,
             threshold=threshold,
-            training={**asdict(self.recipe), **done},
+            training=training or {**asdict(self.recipe), **done},
             evaluation=evaluation,
         )
         return Weights(self.network.state_dict(), about)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -50,11 +51,7 @@ def main(argv: list[str]) -> int:
     recipe = Recipe(**{**settings, "start": start and start.model_id()})
     kept, held_out = split(read_photos(arguments["photos"]), recipe.held_out)
     held_out = distinct(held_out)
-    if len(kept) < recipe.batch or len(held_out) < FEWEST:
-        raise ConfigError(
-            f"{len(kept)} photos to train on and {len(held_out)} held out are too few: "
-            f"{recipe.batch} (a batch) and {FEWEST} (to calibrate) are the least"
-        )
+    check_numbers(kept, held_out, recipe.batch)
     run = Run(recipe, pick_device(arguments["device"]))
     if start is not None:
         run.start_from(start)
@@ -65,6 +62,15 @@ def main(argv: list[str]) -> int:
     settle(run, views, kept)
     finish(run, held_out, out)
     return 0
+
+
+def check_numbers(kept: list[Photo], held_out: list[Photo], batch: int) -> None:
+    """Raise ConfigError where photos are too few."""
+    if len(kept) < batch or len(held_out) < FEWEST:
+        raise ConfigError(
+            f"{len(kept)} photos to train on and {len(held_out)} held out are too few: "
+            f"{batch} (a batch) and {FEWEST} (to calibrate) are the least"
+        )
 
 
 def follow(run: Run, views: Views, out: Path, processes: int, save_every: int) -> None:
@@ -106,17 +112,22 @@ def steps(run: Run, views: Views, processes: int) -> Iterator[tuple[float, float
             yield loss, pixels.shape[0] * pixels.shape[1] / seconds
 
 
-def finish(run: Run, held_out: list[Photo], out: Path) -> None:
+def finish(
+    run: Run, held_out: list[Photo], out: Path, training: dict[str, Any] | None = None
+) -> None:
     """Calibrate and evaluate on the photos set aside, and write the weights.
+
+    `training` says how they came about, where that was not by this run's steps.
 
     The threshold is the one `calibrate --held-out --stored` proposes for these photos.
     """
-    save(out, run.weights(1.0, {}))
+    save(out, run.weights(1.0, {}, training))
     who = Embedded("held out", out, "fp32", rounded=True)
     proposal, _ = calibrated(who.embedder, held_out, FALSE_RATE, STORED)
     who.threshold = proposal.threshold
     found = figures(run_trial(who, arrange(held_out, [], 300, 1.0), lambda: None))
-    save(out, run.weights(proposal.threshold, {"calibration": asdict(proposal), **found}))
+    measured = {"calibration": asdict(proposal), **found}
+    save(out, run.weights(proposal.threshold, measured, training))
     score = found["micro_average_precision"]
     print(f"{out}: threshold {proposal.threshold}, held-out µAP {score:.4f}")
 
