@@ -40,7 +40,8 @@ def test_default_weights_are_small_pinned_and_complete(embedder: Embedder) -> No
     assert hashlib.sha256(DEFAULT_PATH.read_bytes()).hexdigest() == DEFAULT_SHA256
     assert embedder.parameter_count == PARAMETER_COUNT == 683_072
     assert 0 < embedder.threshold < 1
-    assert embedder.description.training["objective"] == "contrastive"
+    parents = embedder.description.training["average_of"].values()
+    assert [parent["objective"] for parent in parents] == ["contrastive"] * 2
 
 
 def test_vectors_are_unit_rows_and_repeatable(embedder: Embedder) -> None:
