@@ -1,11 +1,14 @@
-"""Photos in an archive, and weights trained on them for a moment.
+"""Photos in an archive, weights trained on them for a moment, and a web server of tricks.
 
 What takes seconds to import is imported by those who ask for it.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.unit.trick_server import BODY, TrickServer, answer
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +27,12 @@ def trained(archive: Path) -> Path:
     command = f"--photos {archive} --out {out} --steps 4 --start default --device cpu {small}"
     assert train.main(command.split()) == 0
     return out
+
+
+@pytest.fixture
+def server() -> Iterator[TrickServer]:
+    """One that has a picture at /a.jpg."""
+    server = TrickServer()
+    server.paths["/a.jpg"] = answer(200, BODY)
+    yield server
+    server.close()

@@ -8,7 +8,6 @@ import socket
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,6 @@ from tests.unit.trick_server import (
     resolve,
 )
 from worker.errors import EventError, Reason
-
-
-@pytest.fixture
-def server() -> Iterator[TrickServer]:
-    server = TrickServer()
-    server.paths["/a.jpg"] = answer(200, BODY)
-    yield server
-    server.close()
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -5,7 +5,6 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,14 +20,6 @@ from tests.unit.trick_server import (
 )
 from worker.errors import EventError, InfrastructureError, Reason
 from worker.source_http import _retry_after
-
-
-@pytest.fixture
-def server() -> Iterator[TrickServer]:
-    server = TrickServer()
-    server.paths["/a.jpg"] = answer(200, BODY)
-    yield server
-    server.close()
 
 
 def test_image_arrives(server: TrickServer) -> None:

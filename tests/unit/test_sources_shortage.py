@@ -12,17 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.trick_server import BODY, TrickServer, answer, fetcher, resolve
+from tests.unit.trick_server import BODY, TrickServer, fetcher, resolve
 from worker.errors import InfrastructureError
 from worker.sources import Fetcher, SourcePolicy
-
-
-@pytest.fixture
-def server() -> Iterator[TrickServer]:
-    server = TrickServer()
-    server.paths["/a.jpg"] = answer(200, BODY)
-    yield server
-    server.close()
 
 
 @contextlib.contextmanager
