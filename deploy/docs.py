@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from worker import config, metrics
+from worker import flags, metrics
 
 ROOT = Path(__file__).parents[1]
-TABLES: dict[str, Callable[[], str]] = {"settings": config.table, "metrics": metrics.table}
+TABLES: dict[str, Callable[[], str]] = {"settings": flags.table, "metrics": metrics.table}
 PAGES = ("README.md", "deploy/ARCHITECTURE.md")
 
 

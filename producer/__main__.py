@@ -31,8 +31,9 @@ from producer.sources import (
     read_folder,
     read_json_lines,
 )
-from worker.config import KafkaSettings, add_flags, from_flags
+from worker.config import KafkaSettings
 from worker.errors import ConfigError, InfrastructureError
+from worker.flags import add_flags, from_flags
 from worker.messages import NAMESPACE, Op
 
 Made = Outgoing | Rejected

@@ -10,7 +10,8 @@ import signal
 import sys
 from importlib.metadata import version
 
-from worker import config, logs, memory
+from worker import flags, logs, memory
+from worker.config import Settings
 from worker.errors import ConfigError
 from worker.service import Service
 
@@ -42,7 +43,7 @@ def run(argv: list[str]) -> int:
     memory.keep_freed()
     release = version("image-dedup-stream")
     parser = _parser(release)
-    settings = config.from_flags(config.Settings, parser.parse_args(argv))
+    settings = flags.from_flags(Settings, parser.parse_args(argv))
     logs.configure(settings.log_level, settings.log_format)
     service = Service(settings, release)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,7 +66,7 @@ def _parser(release: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=release)
-    config.add_flags(parser, config.Settings)
+    flags.add_flags(parser, Settings)
     return parser
 
 

@@ -1,18 +1,15 @@
-"""Every setting: its type, bounds, default, environment variable and flag.
+"""Every setting: its type, bounds, default and environment variable; its flag is `worker.flags`'.
 
 The only module that reads the environment. Everything else takes what it needs as arguments.
 """
 
-import argparse
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-
-from worker.errors import ConfigError
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 ENV_PREFIX = "DEDUP_"
@@ -22,7 +19,6 @@ ENV_PREFIX = "DEDUP_"
 _HARMLESS = {"PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "VIRTUAL_ENV", "GLIBC_TUNABLES"}
 _HARMLESS_PREFIXES = ("LC_", "LD_", "DYLD_", "PYTHON", "MALLOC_")
 
-S = TypeVar("S", bound=BaseSettings)
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -403,42 +399,6 @@ def _plain(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret is not None else None
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type[BaseSettings]) -> None:
-    """Give `parser` one flag a setting of `cls`; flags left out fall back to the environment."""
-    for name, field in cls.model_fields.items():
-        default = field.get_default(call_default_factory=True, validated_data={})
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        note = "" if shown in (None, "") else f", default {shown}"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=f"setting_{name}",
-            default=argparse.SUPPRESS,
-            metavar=name.rsplit("_", 1)[-1].upper(),
-            help=f"{field.description} [{ENV_PREFIX}{name.upper()}{note}]".replace("%", "%%"),
-        )
-
-
-def from_flags(cls: type[S], args: argparse.Namespace) -> S:
-    """Read `cls` from the environment, overridden by the flags that were given.
-
-    Raises ConfigError with one line when a value is not valid.
-    """
-    given = {
-        name: getattr(args, f"setting_{name}")
-        for name in cls.model_fields
-        if hasattr(args, f"setting_{name}")
-    }
-    return load(cls, given)
-
-
-def load(cls: type[S], given: dict[str, Any] | None = None) -> S:
-    """Read `cls` from the environment and `given`; raises ConfigError with one line."""
-    try:
-        return cls(**(given or {}))
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
-
-
 def harmless_environment() -> dict[str, str]:
     """The variables that hold no secret and that a child may need to run."""
     return {
@@ -446,26 +406,3 @@ def harmless_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name in _HARMLESS or name.startswith(_HARMLESS_PREFIXES)
     }
-
-
-def _one_line(error: ValidationError) -> str:
-    parts = []
-    for problem in error.errors(include_url=False, include_input=False):
-        name = ".".join(str(part) for part in problem["loc"])
-        variable = f" ({ENV_PREFIX}{name.upper()})" if name else ""
-        parts.append(
-            f"{name}{variable}: {problem['msg'].removeprefix('Value error, ')}".lstrip(": ")
-        )
-    return "; ".join(parts)
-
-
-def table() -> str:
-    """The documentation's table of settings, as Markdown."""
-    lines = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = field.default if field.default_factory is None else "one a core"
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        cell = "–" if shown in (None, "") else f"`{shown}`"
-        meaning = str(field.description).replace("|", "\\|")
-        lines.append(f"| `{ENV_PREFIX}{name.upper()}` | {cell} | {meaning} |")
-    return "\n".join(lines)

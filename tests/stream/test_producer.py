@@ -20,8 +20,9 @@ from deploy.local import LocalKafka
 from producer.events import Outgoing
 from producer.publisher import Publisher
 from tests.conftest import Topics
-from worker.config import KafkaSettings, load
+from worker.config import KafkaSettings
 from worker.errors import InfrastructureError
+from worker.flags import load
 
 WAIT_SECONDS = 120.0
 LINK = "https://images.example/"

@@ -5,15 +5,15 @@ import re
 
 import pytest
 
-from worker import config
 from worker.config import Settings
 from worker.errors import ConfigError
+from worker.flags import add_flags, from_flags
 
 
 def read(*flags: str) -> Settings:
     parser = argparse.ArgumentParser()
-    config.add_flags(parser, Settings)
-    return config.from_flags(Settings, parser.parse_args(flags))
+    add_flags(parser, Settings)
+    return from_flags(Settings, parser.parse_args(flags))
 
 
 def test_defaults_hold() -> None:
@@ -56,7 +56,7 @@ def test_help_explains_every_setting_its_variable_and_default() -> None:
     parser = argparse.ArgumentParser(
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=500)
     )
-    config.add_flags(parser, Settings)
+    add_flags(parser, Settings)
     text = parser.format_help()
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
@@ -79,7 +79,7 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert secret not in repr(settings)
     assert secret not in str(settings)
     parser = argparse.ArgumentParser()
-    config.add_flags(parser, Settings)
+    add_flags(parser, Settings)
     assert secret not in parser.format_help()
     with pytest.raises(ConfigError) as caught:
         read("--redis-url", f"wrong://user:{secret}@localhost")

@@ -10,6 +10,7 @@ CODE_IN_FILES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal"
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
+    "flags": {"config", "errors"},
     "messages": {"errors"},
     "metrics": set(),
     "logs": set(),

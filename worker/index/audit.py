@@ -5,7 +5,8 @@ Owns the command only; `auditing` does it. It must not know how an audit runs in
 
 import argparse
 
-from worker import config
+from worker import flags
+from worker.config import Settings
 from worker.errors import ConfigError
 from worker.index.auditing import Audit
 from worker.index.keys import Keys, encode
@@ -27,9 +28,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--at-least", type=float, default=0.0, help="exit with 1 below this recall [0]"
     )
-    config.add_flags(parser, config.Settings)
+    flags.add_flags(parser, Settings)
     args = parser.parse_args(argv)
-    settings = config.from_flags(config.Settings, args)
+    settings = flags.from_flags(Settings, args)
     if settings.threshold is None:
         raise ConfigError("threshold: audit does not load the weights; give --threshold")
     store = Store(connect(settings))

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from worker import config
+from worker import flags
+from worker.config import RedisSettings
 from worker.index.cache import LAYOUT
 from worker.index.centroid_log import replay
 from worker.index.former import past, unremembered
@@ -342,9 +343,9 @@ def main(argv: list[str]) -> int:
     """Check one namespace or all; exit status 1 when something does not hold."""
     parser = argparse.ArgumentParser(prog="python -m worker fsck", description=__doc__)
     parser.add_argument("--namespace", help="only this one (default: all)")
-    config.add_flags(parser, config.RedisSettings)
+    flags.add_flags(parser, RedisSettings)
     args = parser.parse_args(argv)
-    store = Store(connect(config.from_flags(config.RedisSettings, args)))
+    store = Store(connect(flags.from_flags(RedisSettings, args)))
     names = [decode(name.decode()) for name in store.command("SMEMBERS", NAMESPACES)]
     bad = 0
     for namespace in [args.namespace] if args.namespace else sorted(names):

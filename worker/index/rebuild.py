@@ -17,10 +17,10 @@ from queue import Empty
 from kafka import KafkaConsumer
 from kafka.structs import TopicPartition
 
-from worker import config
+from worker import flags
 from worker.broker import connect as connect_kafka
 from worker.broker import record_of
-from worker.config import Settings
+from worker.config import Settings, harmless_environment
 from worker.decoding import DecoderPool
 from worker.embedder import Embedder
 from worker.errors import ConfigError, DedupError, EventError
@@ -82,9 +82,9 @@ def main(argv: list[str]) -> int:
         metavar="N",
         help="switch although up to N images that answer now could not be stored again [0]",
     )
-    config.add_flags(parser, Settings)
+    flags.add_flags(parser, Settings)
     args = parser.parse_args(argv)
-    settings = config.from_flags(Settings, args)
+    settings = flags.from_flags(Settings, args)
     embedder = Embedder.load(args.to_model, mode=settings.embed_mode, device=settings.device)
     client = connect(settings)
     threshold = settings.threshold or embedder.threshold
@@ -271,7 +271,7 @@ def _pipeline(settings: Settings, embedder: Embedder, index: Index) -> Iterator[
         limits,
         settings.decode_timeout_seconds,
         settings.decode_memory_bytes,
-        environment=config.harmless_environment(),
+        environment=harmless_environment(),
     ) as decoders:
         pipeline = Pipeline(
             index=index,
