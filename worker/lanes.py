@@ -17,6 +17,7 @@ Job = TypeVar("Job")
 Taken = TypeVar("Taken")
 
 CROWDED = 5  # times the patience, when a whole batch is on its way anyway
+GATHERED = 15  # times the patience of `gather` then: it delays nobody's work, only what is done
 
 
 def take_all(queue: "Queue[list[Job]]", timeout: float | None = None) -> list[Job]:
@@ -32,16 +33,20 @@ def take_all(queue: "Queue[list[Job]]", timeout: float | None = None) -> list[Jo
 
 
 def gather(
-    queue: "Queue[list[Job]]", most: int, patience: float, coming: Callable[[], int]
+    queue: "Queue[list[Job]]", enough: int, most: int, patience: float, coming: Callable[[], int]
 ) -> list[Job]:
     """Wait for one batch, then up to `patience` seconds for more, while others are on their way.
 
     `coming` says how many those are: a lone job never waits. An empty batch ends the waiting, and
-    where `most` are together nobody waits for more; patience grows as in `Lanes.take`.
+    where `enough` are together nobody waits for more. Where `most` are on their way, those last
+    wait anyway: then it is `most` that are gathered, for up to `GATHERED` times as long.
     """
     jobs, started = take_all(queue), monotonic()
     while 0 < len(jobs) < most and (others := coming()):
-        limit = patience * CROWDED if len(jobs) + others >= most else patience
+        crowded = len(jobs) + others >= most
+        if len(jobs) >= enough and not crowded:
+            break
+        limit = patience * GATHERED if crowded else patience
         try:
             more = take_all(queue, max(0.0, started + limit - monotonic()))
         except Empty:

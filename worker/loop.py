@@ -25,9 +25,11 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 POLL_EVENTS = 256  # most events taken from one poll, so that commits keep their pace
 BUSY_EVENTS = 4  # in work: the next ones would wait for these anyway
-FEW_EVENTS = 8  # fewer from one poll: as many as the embedder takes at once would cost less each
+FEW_EVENTS = 32  # fewer from one poll: more would cost less each
+STOCKED_EVENTS = 64  # in work, and half of what may be: the next ones would wait for long
 DRAIN_SECONDS = 0.01  # of a poll of who stops, and looks each time whether its work is done
 BREATH_SECONDS = 0.03  # between polls that bring few, when busy
+STOCKED_SECONDS = 0.1  # the same where so many are in work
 STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
 
 
@@ -111,12 +113,21 @@ class Loop:
         records = self._poll(POLL_SECONDS, max(1, min(room, POLL_EVENTS)))
         self._pipeline.admit(self._assignment.admit(records))
         self._commit_if_due()
-        busy = self._assignment.unfinished() >= BUSY_EVENTS and not self._paused
-        if busy and len(records) < FEW_EVENTS:
-            # A poll and each stage after it cost nearly the same, however few events it brings.
-            self._stop.wait(BREATH_SECONDS)
+        self._breathe(len(records))
         if lost := self._pipeline.lost():
             self._replay(lost)
+
+    def _breathe(self, polled: int) -> None:
+        """Wait before the next poll, if the last brought few and what is in work lasts so long.
+
+        A poll and each stage after it cost nearly the same, however few events it brings.
+        """
+        unfinished = self._assignment.unfinished()
+        if unfinished < BUSY_EVENTS or self._paused:
+            return
+        stocked = unfinished >= max(STOCKED_EVENTS, self._settings.in_flight_events // 2)
+        if polled < FEW_EVENTS:
+            self._stop.wait(STOCKED_SECONDS if stocked else BREATH_SECONDS)
 
     def _poll(self, seconds: float, most: int) -> list[Record]:
         try:

@@ -310,7 +310,7 @@ class Pipeline:
             return self._passed_to_decoders - self._passed_embedder
 
         while not self._stopping.is_set() and (
-            jobs := gather(self._embedded, most, patience, coming)
+            jobs := gather(self._embedded, SOON, most, patience, coming)
         ):
             with self._metrics.stage("resolve"):
                 self._resolver.resolve(jobs)

@@ -8,7 +8,7 @@ from threading import Event, Thread
 
 import pytest
 
-from worker.lanes import CROWDED, InLine, Lanes, Turns, gather, take_all
+from worker.lanes import GATHERED, InLine, Lanes, Turns, gather, take_all
 from worker.offsets import Partition
 
 
@@ -137,7 +137,7 @@ def gathering(*batches: list[Item]) -> "Queue[list[Item]]":
 
 def test_a_lone_job_is_gathered_at_once() -> None:
     alone = gathering([Item(P, 0)])
-    assert len(gather(alone, 4, patience=60.0, coming=lambda: 0)) == 1
+    assert len(gather(alone, 4, 4, patience=60.0, coming=lambda: 0)) == 1
 
 
 def test_gathering_waits_for_what_is_coming_but_not_for_ever() -> None:
@@ -151,14 +151,26 @@ def test_gathering_waits_for_what_is_coming_but_not_for_ever() -> None:
             return 1
         return 0
 
-    assert [item.number for item in gather(queue, 4, 60.0, arrive)] == [0, 1]
-    assert len(gather(gathering([Item(P, 2)]), 4, 0.01, lambda: 1)) == 1
+    assert [item.number for item in gather(queue, 4, 4, 60.0, arrive)] == [0, 1]
+    assert len(gather(gathering([Item(P, 2)]), 4, 4, 0.01, lambda: 1)) == 1
 
 
 def test_gathering_ends_with_a_full_batch_or_an_empty_one() -> None:
     full = gathering([Item(P, 0)], [Item(P, 1)])
-    assert len(gather(full, 2, 60.0, lambda: 9)) == 2
-    assert gather(gathering([]), 2, 60.0, lambda: 9) == []
+    assert len(gather(full, 2, 2, 60.0, lambda: 9)) == 2
+    assert gather(gathering([]), 2, 2, 60.0, lambda: 9) == []
+
+
+def test_enough_are_gathered_where_no_whole_batch_is_on_its_way() -> None:
+    enough = gathering([Item(P, 0)], [Item(P, 1)])
+    assert len(gather(enough, 2, 9, 60.0, lambda: 6)) == 2
+    more = gathering([Item(P, 0), Item(P, 1)])
+
+    def arrive() -> int:
+        more.put([Item(P, 2)] * 7)
+        return 7
+
+    assert len(gather(more, 2, 9, 60.0, arrive)) == 9
 
 
 class Asked(Queue[list[Item]]):
@@ -175,12 +187,12 @@ class Asked(Queue[list[Item]]):
 def test_gathering_is_more_patient_where_a_whole_batch_is_on_its_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for others, waited in ((2, 0.01), (3, 0.01 * CROWDED)):
+    for others, waited in ((2, 0.01), (3, 0.01 * GATHERED)):
         queue = Asked()
         queue.timeouts = []
         queue.put([Item(P, 0)])
         clock(monkeypatch, 0.0, 0.0)
-        gather(queue, 4, 0.01, lambda others=others: others)  # type: ignore[misc]
+        gather(queue, 2, 4, 0.01, lambda others=others: others)  # type: ignore[misc]
         assert queue.timeouts == [waited]
 
 
