@@ -7,9 +7,11 @@
 3. Of images that are alike, never two are unique.
 4. `fsck` finds nothing.
 5. A committed offset has only answered events below it, at every look and at the end.
+6. What was deleted is not stored, and where an answer is known beforehand (`workload.Promised`),
+   it is that one each time it is given: nothing is found that was deleted before.
 
 Owns the reading of topics, group offsets and the index; it must not know which fault was injected.
-Deletes are not replayed: an event of its workloads is an add.
+What is like a deleted image must be promised: rule 2 knows only what is stored in the end.
 """
 
 import hashlib
@@ -24,11 +26,11 @@ from kafka.errors import KafkaError
 
 from deploy.local import LocalRedis
 from tests.conftest import Topics
-from tests.faults.workload import endless
-from tests.stream.harness import Event, Reader, Worker, distinct, publish, until
+from tests.faults.workload import Promised, endless, picture
+from tests.stream.harness import Event, Reader, Worker, publish, until
 from worker.index.cache import LAYOUT
 from worker.index.fsck import check
-from worker.index.keys import NEVER_READ, Keys
+from worker.index.keys import DELETED, NEVER_READ, Keys
 from worker.index.store import Store
 from worker.vectors import Vectors, similarity
 
@@ -40,6 +42,8 @@ READ_SECONDS, HIDDEN_SECONDS = 60.0, 120.0
 FED_AT_ONCE = 30
 Place = tuple[int, int]
 """Partition and offset of an event."""
+Life = tuple[str, str | None]
+"""An image id, and when what was stored under it occurred; one event's, if that is told."""
 
 
 class Stored(NamedTuple):
@@ -88,6 +92,11 @@ class Oracle:
         places = publish(self._bootstrap, self._topics.images, events)
         self.sent.update(zip(places, events, strict=True))
         return places
+
+    @property
+    def wanted(self) -> int:
+        """Events sent so far that must have an outcome: all but deletes."""
+        return sum(event.value is not None for event in self.sent.values())
 
     @property
     def outcomes(self) -> int:
@@ -148,10 +157,14 @@ class Oracle:
         assert ends == [-SIGKILL] * len(workers), "died of something else"
 
     def judge(self) -> dict[str, dict[str, Any]]:
-        """All rules at the end; the verdicts by image id."""
+        """All rules at the end; the verdicts of what is stored by image id."""
         assert self.look(), "offsets do not reach the end"
-        found = latest(self.verdicts()) if self._losing else distinct(self.verdicts())
+        verdicts = self.verdicts()
+        said = latest(verdicts)
         self._judge_outcomes()
+        self._judge_promises(said.values() if self._losing else verdicts)
+        living = {life_of(event) for event in self._living().values()}
+        found = {life[0]: verdict for life, verdict in said.items() if life in living}
         stored = self._stored()
         self._judge_replay(stored, found)
         self._judge_uniques(stored, found)
@@ -175,39 +188,66 @@ class Oracle:
     def _read(self) -> set[Place]:
         """What is answered by now."""
         self._reader.read()
-        ids = {verdict["image_id"] for verdict in self.verdicts()}
+        answered = {told_of(verdict) for verdict in self.verdicts()}
         dead = set(self._dead())
-        return {place for place, event in self.sent.items() if event.key in ids or place in dead}
+        return {
+            place
+            for place, event in self.sent.items()
+            if event.value is None or life_of(event) in answered or place in dead
+        }
 
     def _judge_outcomes(self) -> None:
         """Rule 1."""
         dead, verdicts = Counter(self._dead()), self.verdicts()
         assert dead.keys() <= self.sent.keys()
-        wanted = Counter(event.key for place, event in self.sent.items() if place not in dead)
-        found = Counter(verdict["image_id"] for verdict in verdicts)
+        asked = [event for place, event in self.sent.items() if place not in dead]
+        wanted = Counter(life_of(event) for event in asked if event.value is not None)
+        found = Counter(map(told_of, verdicts))
         assert found.keys() == wanted.keys()
-        ids = {verdict["image_id"]: verdict["verdict_id"] for verdict in verdicts}
+        ids = {told_of(verdict): verdict["verdict_id"] for verdict in verdicts}
         assert len(set(ids.values())) == len(ids), "two images share a verdict id"
-        if self._exactly_once and not self._losing:
-            assert (found - wanted, wanted - found) == (Counter(), Counter())
-            assert set(dead.values()) <= {1}
+        if not self._losing:
+            checks = {life_of(event) for event in asked if is_check(event)}
+            distinct([verdict for verdict in verdicts if told_of(verdict) not in checks])
+            if self._exactly_once:
+                assert (found - wanted, wanted - found) == (Counter(), Counter())
+                assert set(dead.values()) <= {1}
+
+    def _judge_promises(self, verdicts: Iterable[dict[str, Any]]) -> None:
+        """Rule 6, but for what is stored."""
+        promised = {life_of(e): e for e in self.sent.values() if isinstance(e, Promised)}
+        for verdict in verdicts:
+            if event := promised.get(told_of(verdict)):
+                answer = verdict["verdict"], verdict["duplicate_of"]
+                assert answer == (event.verdict, event.duplicate_of), verdict["image_id"]
+
+    def _living(self) -> dict[str, Event]:
+        """By image id, the event that stored what no later one has deleted."""
+        living: dict[str, Event] = {}
+        for event in self.sent.values():
+            if event.value is None:
+                living.pop(event.key, None)
+            elif not is_check(event):
+                living[event.key] = event
+        return living
 
     def _judge_replay(self, stored: list[Stored], found: dict[str, dict[str, Any]]) -> None:
-        """Rule 2."""
-        bodies = {event.key: event.value for event in self.sent.values()}
+        """Rule 2, and of rule 6 what is stored."""
+        living = self._living()
+        deleted = any(event.value is None for event in self.sent.values())
         assert {image.image_id for image in stored} == found.keys()
         first: dict[str, str] = {}
         earlier: list[Stored] = []
         for image in stored:
-            body = bodies[image.image_id]
-            assert body is not None
-            sha = hashlib.sha256(body).hexdigest()
+            sha = hashlib.sha256(picture(living[image.image_id])).hexdigest()
             verdict = found[image.image_id]
             expected = (
                 {"verdict": "exact", "duplicate_of": first[sha]}
                 if sha in first
                 else _compared(image, earlier, verdict["threshold"])
             )
+            if deleted:
+                expected.pop("best_match", None)  # it may have been the nearest
             assert {name: verdict[name] for name in expected} == expected, image.image_id
             first.setdefault(sha, image.image_id)
             if image.vector is not None:
@@ -240,10 +280,12 @@ class Oracle:
             vectors |= zip(records["sequence"].tolist(), records["vector"], strict=True)
         last = int(store.command("HGET", keys.meta, "sequence") or 0)
         fields = [keys.record(sequence) for sequence in range(1, last + 1)]
+        images = store.commands([("HGET", key, at) for key, at in fields])
         names = store.commands([("HGET", key, at + 1) for key, at in fields])
         return [
             Stored(sequence, name.decode(), vectors.get(sequence))
-            for sequence, name in enumerate(names, start=1)
+            for sequence, (image, name) in enumerate(zip(images, names, strict=True), start=1)
+            if image[0] != DELETED
         ]
 
 
@@ -252,9 +294,33 @@ def isolation(delivery: str) -> str:
     return "read_committed" if delivery == "exactly-once" else "read_uncommitted"
 
 
-def latest(verdicts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The last verdict of each image: all of one image are in one partition, in their order."""
-    return {verdict["image_id"]: verdict for verdict in verdicts}
+def is_check(event: Event) -> bool:
+    """Whether it asks only."""
+    return ("op", b"check") in event.headers
+
+
+def life_of(event: Event) -> Life:
+    """What its verdict names it by."""
+    occurred_at = dict(event.headers).get("occurred_at")
+    return event.key, occurred_at.decode() if occurred_at else None
+
+
+def told_of(verdict: dict[str, Any]) -> Life:
+    """What a verdict is about."""
+    return verdict["image_id"], verdict["occurred_at"]
+
+
+def latest(verdicts: list[dict[str, Any]]) -> dict[Life, dict[str, Any]]:
+    """The last verdict of each: all of one image are in one partition, in their order."""
+    return {told_of(verdict): verdict for verdict in verdicts}
+
+
+def distinct(verdicts: list[dict[str, Any]]) -> None:
+    """Raises AssertionError where one got two verdicts that differ in more than their time."""
+    found: dict[Life, dict[str, Any]] = {}
+    for verdict in verdicts:
+        timeless = {k: v for k, v in verdict.items() if k != "decided_at"}
+        assert found.setdefault(told_of(verdict), timeless) == timeless
 
 
 def _compared(image: Stored, earlier: list[Stored], threshold: float) -> dict[str, Any]:

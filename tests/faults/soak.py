@@ -24,7 +24,7 @@ from tests.faults.conftest import fresh
 from tests.faults.oracle import Oracle
 from tests.faults.proxied import ProxiedApacheKafka, ProxiedTansu
 from tests.faults.proxy import HOST, Proxy
-from tests.faults.workload import SETTINGS, families
+from tests.faults.workload import SETTINGS, mixed
 from tests.stream.harness import Worker
 
 WORKERS = 3
@@ -115,7 +115,7 @@ class Soak:
 
     def round(self, number: int) -> None:
         """Publish, let things happen, wait for the end, judge."""
-        self.oracle.publish(families(FAMILIES, first=number * FAMILIES))
+        self.oracle.publish(mixed(FAMILIES, first=number * FAMILIES))
         for fault in self._chance.choices(self._faults, k=FAULTS):
             time.sleep(self._chance.uniform(0, PAUSE_SECONDS))
             print(f"  {fault.__name__.strip('_')}", flush=True)

@@ -16,7 +16,7 @@ from tests.faults.conftest import APACHE, WorkerOf, deliveries, fresh
 from tests.faults.oracle import Oracle
 from tests.faults.proxied import ProxiedApacheKafka, ProxiedTansu
 from tests.faults.proxy import HOST
-from tests.faults.workload import SETTINGS, families
+from tests.faults.workload import SETTINGS, families, mixed
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import PATIENT, Event, inline, until
 
@@ -80,7 +80,7 @@ def test_a_broker_is_restarted_killed_and_frozen(
     worker = worker_of(kafka, topics, delivery=delivery, publish_timeout_seconds=10)
     with Oracle(kafka.bootstrap, topics, redis_server, delivery=delivery) as oracle:
         for round_, fault in enumerate((kafka.restart, kafka.kill, kafka.pause)):
-            oracle.publish(families(FAMILIES, first=round_ * FAMILIES))
+            oracle.publish(mixed(FAMILIES, first=round_ * FAMILIES))
             oracle.wait_for(oracle.outcomes + 5, SECONDS)
             fault()
             if fault != kafka.restart:

@@ -11,8 +11,9 @@ from deploy.local import LocalKafka, LocalRedis
 from tests.conftest import Topics
 from tests.faults import oracle as module
 from tests.faults.oracle import NAMESPACE, Oracle
-from tests.faults.workload import SETTINGS, families
+from tests.faults.workload import SETTINGS, TIMES, mixed
 from tests.stream.conftest import StartWorker
+from tests.stream.harness import tombstone
 from worker.index.keys import Keys
 from worker.index.store import Store
 
@@ -59,6 +60,16 @@ def never_sent(verdicts: Verdicts) -> None:
     verdicts.append({**verdicts[0], "image_id": "stranger", "verdict_id": "stranger's"})
 
 
+def found_what_was_deleted(verdicts: Verdicts) -> None:
+    found = next(verdict for verdict in verdicts if verdict["image_id"].startswith("asked"))
+    found.update(verdict="duplicate", duplicate_of=found["image_id"].replace("asked", "lost"))
+
+
+def knows_one_life_only(verdicts: Verdicts) -> None:
+    second = next(verdict for verdict in verdicts if verdict["occurred_at"] == TIMES[1])
+    second["occurred_at"] = TIMES[0]
+
+
 def keys(redis: LocalRedis) -> Keys:
     generation = Store(redis.client()).command("HGET", Keys(NAMESPACE, "").root, "serving")
     return Keys(NAMESPACE, generation.decode())
@@ -73,6 +84,8 @@ TAMPERINGS: list[Callable[[Verdicts], None]] = [
     wrong_similarity,
     an_exact_copy_compared,
     never_sent,
+    found_what_was_deleted,
+    knows_one_life_only,
 ]
 
 
@@ -85,7 +98,7 @@ def test_a_clean_run_passes_and_no_tampered_one(
 ) -> None:
     start_worker(**SETTINGS)
     with Oracle(kafka_server.bootstrap, topics, redis_server, delivery="exactly-once") as oracle:
-        oracle.publish(families(FAMILIES))
+        oracle.publish(mixed(FAMILIES))
         oracle.wait_until_finished(SECONDS)
         oracle.judge()
         monkeypatch.setattr(module, "HIDDEN_SECONDS", 1.0)
@@ -111,6 +124,12 @@ def test_a_clean_run_passes_and_no_tampered_one(
         with pytest.raises(AssertionError):  # what has a verdict is a dead letter, too
             oracle.judge()
         messages[topics.dead_letters] = []
+        oracle.judge()
+        last = oracle.sent.popitem()
+        oracle.sent[last[0]] = tombstone("0-0")
+        with pytest.raises(AssertionError):  # what was deleted is stored
+            oracle.judge()
+        oracle.sent.update([last])
         oracle.judge()
         redis_server.client().set(keys(redis_server).chunk(1, 1), b"x")
         with pytest.raises(AssertionError):  # a key that is nobody's

@@ -10,7 +10,7 @@ from tests.conftest import Topics
 from tests.faults.conftest import deliveries
 from tests.faults.oracle import Oracle
 from tests.faults.proxy import Proxy
-from tests.faults.workload import SETTINGS, families
+from tests.faults.workload import SETTINGS, families, mixed
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import Event, until
 
@@ -46,7 +46,7 @@ def test_killed_restarted_slow_and_cut_off(
     supply = itertools.count(0, FAMILIES)
 
     def more() -> list[Event]:
-        return families(FAMILIES, first=next(supply))
+        return mixed(FAMILIES, first=next(supply))
 
     with Oracle(kafka_server.bootstrap, topics, redis_server, delivery=delivery) as oracle:
         # Each fault gets events of its own, published when it begins: however fast the worker is,
@@ -77,7 +77,7 @@ def test_killed_restarted_slow_and_cut_off(
         until(lambda: not worker.ready(), SECONDS, "not ready")
         proxy.mend()
         oracle.wait_until_finished(SECONDS)
-        assert len(oracle.judge()) == len(oracle.sent)
+        oracle.judge()
     until(worker.ready, SECONDS, "ready again")
 
 

@@ -39,13 +39,13 @@ def test_it_publishes_and_commits_what_it_has_in_work(
     with ExitStack() as stack:
         server = stack.enter_context(closing(TrickServer()))
         server.paths[PATH] = slowly
-        allowed = {
+        allowed = SETTINGS | {
             "fetch_schemes": "http",
             "fetch_hosts": f"127.0.0.1:{server.port}",
             "fetch_networks": "127.0.0.0/8",
             "fetch_timeout_seconds": 300,
         }
-        worker = start_worker(delivery=delivery, **allowed, **SETTINGS, **PATIENT).wait_ready()
+        worker = start_worker(delivery=delivery, **allowed, **PATIENT).wait_ready()
         stays, comes = (Member(kafka_server, topics, 10 * HEARTBEAT_SECONDS) for _ in range(2))
         for member in (stays, comes):
             stack.callback(member.consumer.close, 2.0)

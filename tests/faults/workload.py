@@ -1,13 +1,24 @@
-"""Events for fault tests: families of pictures, so that verdicts depend on what came before."""
+"""Events for fault tests: families of pictures, so that verdicts depend on what came before.
 
+And lives of images that are deleted, asked for and stored again, each in one partition, so that
+their order is given and no fault may change what is said of them.
+"""
+
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.conftest import PARTITIONS
 from tests.photos import jpeg, near_copy, scene
-from tests.stream.harness import Event, inline
+from tests.stream.harness import Event, by_uri, inline, tombstone
 
 PER_FAMILY = 3
+LIVES_FROM = 1_000_000  # scenes of theirs, which no family has
+TIMES = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")  # of two lives of one id
+LINKED = TemporaryDirectory(prefix="dedup-linked-")  # pictures that events name
 THRESHOLD = 0.9
 # Everything is probed, so that a replay by brute force must come to the same verdicts; small
 # batches and frequent commits, so that faults hit between them.
@@ -17,13 +28,28 @@ SETTINGS: dict[str, object] = {
     "batch_images": 8,
     "commit_interval_seconds": 0.1,
     "in_flight_events": 32,
+    "fetch_schemes": "file",
+    "fetch_roots": LINKED.name,
 }
 
 
+@dataclass
+class Promised(Event):
+    """An event whose verdict is known beforehand."""
+
+    verdict: str = ""
+    duplicate_of: str | None = None
+
+
 def endless(at_once: int) -> Iterator[list[Event]]:
-    """Ever new families."""
+    """Ever new families and lives."""
     for first in count(0, at_once):
-        yield families(at_once, first)
+        yield mixed(at_once, first)
+
+
+def mixed(number_of: int, first: int = 0) -> list[Event]:
+    """So many families, and a life for every third of them, beside each other."""
+    return families(number_of, first) + lives(-(-number_of // 3), first)
 
 
 def families(number_of: int, first: int = 0) -> list[Event]:
@@ -41,3 +67,49 @@ def families(number_of: int, first: int = 0) -> list[Event]:
             for kind, data in enumerate(pictures)
         ]
     return events
+
+
+def lives(number_of: int, first: int = 0) -> list[Event]:
+    """Stored, deleted, and stored again under the same id; and deleted for good, and asked for."""
+    return [event for number in range(first, first + number_of) for event in _life(number)]
+
+
+def _life(number: int) -> list[Event]:
+    """Events of one partition that each have one answer only.
+
+    A check that is redelivered sees what is stored by then, so nothing like it is stored or
+    deleted after it.
+    """
+    back, gone = scene(LIVES_FROM + 2 * number), scene(LIVES_FROM + 2 * number + 1)
+    again, lost = f"again-{number}", f"lost-{number}"
+    events: list[Event] = [
+        _promised(inline(again, jpeg(back), occurred_at=TIMES[0]), "unique"),
+        _promised(_linked(lost, jpeg(gone)), "unique"),
+        tombstone(again),
+        _promised(inline(again, jpeg(near_copy(back)), occurred_at=TIMES[1]), "unique"),
+        tombstone(lost),
+        _promised(_linked(f"like-{number}", jpeg(back)), "duplicate", again),
+        _promised(inline(f"asked-{number}", jpeg(gone, 80), op="check"), "unique"),
+        _promised(inline(f"seen-{number}", jpeg(back, 80), op="check"), "duplicate", again),
+    ]
+    for event in events:
+        event.partition = number % PARTITIONS
+    return events
+
+
+def _linked(image_id: str, data: bytes) -> Event:
+    path = Path(LINKED.name) / f"{image_id}.jpg"
+    path.write_bytes(data)
+    return by_uri(image_id, path.as_uri())
+
+
+def _promised(event: Event, verdict: str, duplicate_of: str | None = None) -> Promised:
+    return Promised(**vars(event), verdict=verdict, duplicate_of=duplicate_of)
+
+
+def picture(event: Event) -> bytes:
+    """The bytes an event brings or names."""
+    assert event.value is not None
+    if not event.headers:
+        return Path(json.loads(event.value)["uri"].removeprefix("file://")).read_bytes()
+    return event.value

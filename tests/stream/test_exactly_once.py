@@ -17,13 +17,13 @@ from deploy.apache_kafka import LocalApacheKafka
 from deploy.local import LocalRedis
 from tests.conftest import Topics
 from tests.faults.oracle import Oracle
-from tests.faults.workload import SETTINGS, families
+from tests.faults.workload import SETTINGS, families, mixed
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import Reader, Worker, until
 
 pytestmark = pytest.mark.apache_kafka
 
-STEPS = ("recognised", "placed", "settled", "transacted", "published")
+STEPS = ("recognised", "placed", "settled", "forgotten", "transacted", "published")
 FAMILIES = 30
 KILLS = 4
 SECONDS = 600
@@ -110,7 +110,7 @@ def test_killed_at_each_step(run: Run, kafka_server: LocalApacheKafka, topics: T
 def test_killed_at_random_under_load(run: Run) -> None:
     chance = random.Random(8)
     workers = [run.worker() for _ in range(2)]
-    run.oracle.publish(families(FAMILIES))
+    run.oracle.publish(mixed(FAMILIES))
     for _ in range(KILLS):
         run.oracle.wait_for(run.oracle.outcomes + chance.randint(1, FAMILIES // 2), SECONDS)
         victim = chance.choice(workers)
