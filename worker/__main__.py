@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 from worker import flags, logs, memory
 from worker.config import Settings
-from worker.errors import ConfigError
+from worker.errors import ConfigError, InfrastructureError
 from worker.service import Service
 
 COMMANDS = {
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Dispatch; a wrong setting is one line and exit status 2."""
+    """Dispatch; a wrong setting is one line and exit status 2, a service that is away 3."""
     try:
         if argv and argv[0] in COMMANDS:
             module = importlib.import_module(COMMANDS[argv[0]][0])
@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except InfrastructureError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
 
 
 def run(argv: list[str]) -> int:

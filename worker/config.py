@@ -281,7 +281,12 @@ class Settings(KafkaSettings, RedisSettings):
     threshold: float | None = Field(
         None, gt=0, le=1, description="similarity of a duplicate (default: the weights' own)"
     )
-    matches: int = Field(5, ge=1, le=20, description="most matches a verdict lists")
+    matches: int = Field(
+        5,
+        ge=1,
+        le=20,
+        description="most matches a verdict lists; more than 6 take more of Redis",
+    )
     cluster_limit: int = Field(
         256, ge=8, le=65_536, description="records after which a cluster is split"
     )

@@ -30,6 +30,21 @@ def add_flags(parser: argparse.ArgumentParser, cls: type[BaseSettings]) -> None:
         )
 
 
+def positive(text: str) -> int:
+    """A flag's value that must be a number above zero."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
+def name(text: str) -> str:
+    """A flag's value that must not be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def from_flags(cls: type[S], args: argparse.Namespace) -> S:
     """Read `cls` from the environment, overridden by the flags that were given.
 

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
+import pytest
+
+from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors
 
 
 def test_a_near_copy_of_a_deleted_image_is_unique(bench: Bench) -> None:
@@ -92,6 +94,22 @@ def test_a_later_add_may_have_other_bytes(bench: Bench) -> None:
     later = bench.arrival("a", rows[1], position=(0, 30), bytes="two")
     assert index.place([later])[0].outcome == "placed"
     bench.assert_whole()
+
+
+@pytest.mark.parametrize("limit", [8, 16, 32])
+def test_clusters_that_fall_empty_merge_away(bench: Bench, limit: int) -> None:
+    index = bench.index(cluster_limit=limit)
+    place_all(index, bench.arrivals("p", vectors(200)))
+    assert clusters(bench) > 200 // (2 * limit)
+    for at in range(200):
+        index.forget(bench.namespace, f"p-{at}", (0, 1000 + at))
+        maintain(index)
+    assert clusters(bench) == 1
+    bench.assert_whole()
+
+
+def clusters(bench: Bench) -> int:
+    return int(bench.store().command("HLEN", bench.keys().clusters))
 
 
 def test_zeroed_records_are_reclaimed(bench: Bench) -> None:

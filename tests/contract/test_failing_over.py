@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from deploy.local import LocalRedis
-from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
+from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors
 from tests.stream.harness import until
 from worker.errors import ConfigError
 from worker.index import Index
@@ -230,6 +230,34 @@ def test_a_restart_that_keeps_everything_changes_nothing(redis_server: LocalRedi
     answer = index.place([bench.arrival("copy", near(rows)[7])])[0]
     assert (answer.sequence, earliest_ids([answer])) == (21, ["p-7"])
     assert (index.lost(), index.stats()["server_changes"]) == ({}, 1)
+
+
+def test_upkeep_that_is_due_on_another_server_ends(redis_server: LocalRedis) -> None:
+    """And does not find the same cluster due for ever, to which its script does nothing."""
+    bench = Bench(redis_server.client, "default")
+    index = bench.index()
+    index.place(bench.arrivals("p", vectors(40)))
+    redis_server.restart()
+    index._store._client.connection_pool.disconnect()  # type: ignore[union-attr]
+    assert not index.maintain()
+    index.ping()
+    maintain(index)
+    assert index.stats()["splits"] > 0
+    bench.assert_whole()
+
+
+def test_deletes_that_are_read_again_are_no_loss(
+    redis_server: LocalRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(redis_server.client, "default")
+    index = bench.index()
+    index.place(bench.arrivals("p", vectors(3)))
+    index.forget(bench.namespace, "p-1", (0, 9))
+    redis_server.restart()
+    index._store._client.connection_pool.disconnect()  # type: ignore[union-attr]
+    index.ping()
+    assert (index.lost(), index.stats()["lost_images"]) == ({0: 9}, 0)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_rebuild_that_lost_something_is_not_switched_to(pair: Pair, bench: Bench) -> None:

@@ -68,11 +68,11 @@ def test_settled_image_is_seen_with_its_first_verdict(bench: Bench) -> None:
         assert (answer.outcome, answer.verdict, answer.sequence) == ("seen", b"first", 1)
 
 
-@pytest.mark.parametrize("verdict", [b"", b"x" * 65])
+@pytest.mark.parametrize("verdict", [b"", b"x" * 257])
 def test_verdicts_have_a_size(bench: Bench, verdict: bytes) -> None:
     index = bench.index()
     index.place([bench.arrival("a", vectors(1)[0])])
-    with pytest.raises(ValueError, match="1 to 64"):
+    with pytest.raises(ValueError, match="1 to 256"):
         index.settle([(bench.namespace, "a", 1, verdict)])
 
 

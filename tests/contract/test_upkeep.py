@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deploy.local import LocalRedis
+from deploy.process import free_port
 from tests.contract.harness import Bench, near, place_all, vectors
 from worker import __main__ as worker
 from worker import service
@@ -20,7 +21,7 @@ from worker.errors import InfrastructureError
 from worker.index import Index
 from worker.index.auditing import Audit
 from worker.index.fsck import CLUSTERS, check
-from worker.index.keys import Keys, digest
+from worker.index.keys import NAMESPACES, Keys, digest
 from worker.index.store import PIPELINE, Store
 from worker.metrics import Metrics
 from worker.service import Auditor
@@ -144,6 +145,9 @@ def test_namespaces_are_audited_in_turn_after_a_pause_each(
         (lambda keys: ("ZADD", keys.prefix + "copies:x", 33, 33), "sequence 33 is listed"),
         (lambda keys: ("ZADD", keys.prefix + "copies:x", 0, "x"), "sequence x is listed"),
         (lambda keys: ("HINCRBY", keys.meta, "version", 1), "another version"),
+        (lambda keys: ("HSET", keys.clusters, b"x", b"y" * 12), "clusters has entries of a wrong"),
+        (lambda keys: ("HSET", keys.centroids, b"\0\0\0\1", b"y"), "centroids has entries of a"),
+        (lambda keys: ("SADD", keys.due, b"x"), "due for what is no cluster"),
     ],
 )
 def test_fsck_sees_what_is_broken(
@@ -257,3 +261,47 @@ def test_audit_command(single: LocalRedis, capsys: pytest.CaptureFixture[str]) -
     assert worker.main(command) == 0
     assert "recall 1.0000" in capsys.readouterr().out
     assert worker.main([*command[:3], "--namespace", "nowhere", "--threshold", "0.8"]) == 2
+    capsys.readouterr()
+    others = Bench(single.client, f"audited-{uuid.uuid4().hex}")
+    others.index().place(others.arrivals("p", vectors(9)))
+    assert worker.main([*command, "--namespace", others.namespace]) == 0
+    assert "there was nothing to find" in capsys.readouterr().out
+
+
+def test_all_namespaces_are_checked_but_one_whose_making_was_cut_short(
+    redis_server: LocalRedis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fsck", "--redis-url", redis_server.url]
+    assert worker.main(command) == 0
+    assert capsys.readouterr().out == "no namespace is known\n"
+    bench = Bench(redis_server.client, "whole")
+    bench.index().place(bench.arrivals("p", vectors(2)))
+    bench.store().command("SADD", NAMESPACES, "half")
+    assert worker.main(command) == 0
+    assert capsys.readouterr().out == "whole: no problems\n"
+    assert worker.main([*command, "--namespace", "half"]) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--namespace", ""], ["--sample", "0"], ["--sample", "x"]])
+def test_odd_arguments_are_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        worker.main(["audit", "--threshold", "0.8", *arguments])
+    assert ended.value.code == 2
+    assert f"argument {arguments[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["fsck"], ["audit", "--threshold", "0.8"]])
+def test_a_command_says_in_one_line_that_redis_is_away(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert worker.main([*command, "--redis-url", f"redis://127.0.0.1:{free_port()}/0"]) == 3
+    assert capsys.readouterr().err.startswith("error: Redis: ")
+
+
+def test_a_node_of_a_cluster_is_not_taken_for_a_server_alone(
+    trio: LocalRedis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"audited-{number}" for number in range(16)]  # some of them on other nodes
+    command = ["audit", "--redis-url", trio.url, "--threshold", "0.8", "--namespace"]
+    assert {worker.main([*command, name]) for name in names} == {2, 3}
+    assert "set DEDUP_REDIS_CLUSTER=true" in capsys.readouterr().err

@@ -5,7 +5,9 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.config import Settings
 from worker.decide import MICRO, Decision, Near, pack, render, unpack
+from worker.index.index import LONGEST_VERDICT
 from worker.messages import ImageEvent, Op, VerdictKind
 
 nears = st.builds(Near, st.integers(1, 2**40), st.integers(-MICRO, MICRO))
@@ -39,6 +41,16 @@ def test_five_matches_fit_what_redis_keeps_compact() -> None:
         VerdictKind.DUPLICATE, 800_000, 32, 40_000, False, matches[4], matches[0], matches
     )
     assert len(pack(decision)) <= 64
+
+
+def test_as_many_matches_as_may_be_asked_for_fit_what_the_index_keeps() -> None:
+    limits = Settings.model_fields["matches"].metadata
+    (most,) = [limit.le for limit in limits if hasattr(limit, "le")]
+    matches = tuple(Near(2**48 - n, MICRO) for n in range(most))
+    decision = Decision(
+        VerdictKind.DUPLICATE, MICRO, 65_536, 2**32, True, matches[-1], matches[0], matches
+    )
+    assert len(pack(decision)) <= LONGEST_VERDICT
 
 
 def test_rendering_is_the_same_but_for_the_time() -> None:

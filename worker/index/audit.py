@@ -23,8 +23,12 @@ def main(argv: list[str]) -> int:
         description="Compare a sample of stored images with every other one of their namespace, "
         "and tell which share of the duplicates there are the index finds.",
     )
-    parser.add_argument("--namespace", default="default", help="which one [default]")
-    parser.add_argument("--sample", type=int, default=200, help="images to compare [200]")
+    parser.add_argument(
+        "--namespace", type=flags.name, default="default", help="which one [default]"
+    )
+    parser.add_argument(
+        "--sample", type=flags.positive, default=200, help="images to compare [200]"
+    )
     parser.add_argument(
         "--at-least", type=float, default=0.0, help="exit with 1 below this recall [0]"
     )
@@ -41,9 +45,9 @@ def main(argv: list[str]) -> int:
     chosen = index_settings(settings, settings.threshold)
     space = Space(store, Keys(args.namespace, serving.decode()))
     result = Audit(store, space, chosen, args.sample).run()
+    recall = f"recall {result.recall:.4f}" if result.duplicates else "there was nothing to find"
     print(
         f"{args.namespace}: {result.sampled} images compared with all others; "
-        f"{result.duplicates} repeat an earlier one; the index finds {result.found}: "
-        f"recall {result.recall:.4f}"
+        f"{result.duplicates} repeat an earlier one; the index finds {result.found}: {recall}"
     )
     return 1 if result.recall < args.at_least else 0  # NaN, nothing to find, is not below

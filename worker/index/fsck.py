@@ -18,6 +18,7 @@ from worker.index.cache import LAYOUT
 from worker.index.centroid_log import replay
 from worker.index.former import past, unremembered
 from worker.index.keys import (
+    CENTROID,
     CLUSTER,
     COPY,
     IMAGE,
@@ -27,11 +28,13 @@ from worker.index.keys import (
     NEVER_READ,
     RECORD,
     SPAN,
+    STATE,
     Keys,
     State,
     decode,
     digest,
 )
+from worker.index.space import exists
 from worker.index.store import Store
 from worker.index.strays import strays
 from worker.storage import connect
@@ -61,8 +64,8 @@ class Check:
         self.last = self._sequence()
         self._salt = store.command("HGET", keys.meta, "salt")
         self.states = {
-            CLUSTER.unpack(cluster)[0]: State.unpack(state)
-            for cluster, state in store.command("HGETALL", keys.clusters).items()
+            number: State.unpack(state)
+            for number, state in self._table(keys.clusters, STATE.size).items()
         }
         # For every sequence: the cluster its vector was found in, the kind of its record, and the
         # ends of the digests of its bytes and its id.
@@ -91,12 +94,24 @@ class Check:
     def _sequence(self) -> int:
         return int(self._store.command("HGET", self._keys.meta, "sequence") or 0)
 
-    def _check_centroids(self) -> None:
-        table = {
-            CLUSTER.unpack(cluster)[0]: centroid
-            for cluster, centroid in self._store.command("HGETALL", self._keys.centroids).items()
+    def _table(self, key: str, size: int) -> dict[int, bytes]:
+        """By cluster what a hash holds, where that is of its size."""
+        found = self._store.command("HGETALL", key)
+        whole = {
+            CLUSTER.unpack(cluster)[0]: value
+            for cluster, value in found.items()
+            if (len(cluster), len(value)) == (CLUSTER.size, size)
         }
-        due = {CLUSTER.unpack(c)[0] for c in self._store.command("SMEMBERS", self._keys.due)}
+        if len(whole) < len(found):
+            self._say(f"{key} has entries of a wrong size")
+        return whole
+
+    def _check_centroids(self) -> None:
+        table = self._table(self._keys.centroids, CENTROID)
+        members = self._store.command("SMEMBERS", self._keys.due)
+        due = {CLUSTER.unpack(each)[0] for each in members if len(each) == CLUSTER.size}
+        if len(due) < len(members):
+            self._say("upkeep is due for what is no cluster")
         log = replay(self._store, self._keys, self._version)
         counted = int(self._store.command("HGET", self._keys.meta, "version") or 0)
         if not self._version <= log.version <= counted:
@@ -342,13 +357,17 @@ def _findings(store: Store, namespace: str) -> list[str]:
 def main(argv: list[str]) -> int:
     """Check one namespace or all; exit status 1 when something does not hold."""
     parser = argparse.ArgumentParser(prog="python -m worker fsck", description=__doc__)
-    parser.add_argument("--namespace", help="only this one (default: all)")
+    parser.add_argument("--namespace", type=flags.name, help="only this one (default: all)")
     flags.add_flags(parser, RedisSettings)
     args = parser.parse_args(argv)
     store = Store(connect(flags.from_flags(RedisSettings, args)))
     names = [decode(name.decode()) for name in store.command("SMEMBERS", NAMESPACES)]
+    # The name is noted first: of one whose making was cut short there is nothing else.
+    names = [args.namespace] if args.namespace else [n for n in sorted(names) if exists(store, n)]
+    if not names:
+        print("no namespace is known")
     bad = 0
-    for namespace in [args.namespace] if args.namespace else sorted(names):
+    for namespace in names:
         problems = check(store, namespace)
         bad += len(problems)
         for problem in problems:

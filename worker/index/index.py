@@ -31,7 +31,8 @@ from worker.index.store import PIPELINE, Client, Store
 
 NAMES = 65_536
 """Image ids kept in memory, by sequence."""
-LONGEST_VERDICT = 64
+LONGEST_VERDICT = 256
+"""Twenty matches among 2^48 images take 219 bytes."""
 CHANGING = "{} keeps changing its generation or server"
 PATIENCE = 4
 """Rounds tried at once; then another worker may be splitting, and each round waits a little."""
@@ -109,7 +110,7 @@ class Index:
         return [answer for answer in answers if answer is not None]
 
     def settle(self, verdicts: Sequence[tuple[str, str, int, bytes]]) -> list[bytes | None]:
-        """Keep the verdict of each (namespace, image id, sequence, verdict of 1 to 64 bytes).
+        """Keep the verdict of each (namespace, image id, sequence, verdict of 1 to 256 bytes).
 
         The first one written stays; the answers are the verdicts kept, None where Redis has lost
         that the sequence is the image's. Raises ValueError for a verdict of another length.

@@ -24,7 +24,7 @@ SMALLEST_SHARE = 0.1
 NEARER = 1e-5
 """A record moves only to a centroid this much more similar: rounding alone moves nothing."""
 UNPLANNED = 64
-"""Records appended while a split was planned that its script may place by itself."""
+"""At most so many, however large clusters may be: for each it computes two products."""
 
 OUTPUTS = 250
 """Clusters a plan moves records to: it has a byte for each record, and needs two for new ones."""
@@ -72,8 +72,13 @@ class Plan:
             self.places.tobytes(),
             settings.cluster_limit,
             settings.hard_limit,
-            UNPLANNED,
+            unplanned(settings),
         ]
+
+
+def unplanned(settings: IndexSettings) -> int:
+    """How many records appended meanwhile a plan's script may place by itself."""
+    return min(UNPLANNED, settings.cluster_limit // 2)
 
 
 def attracted(table: Table, contents: Contents, fresh: list[int]) -> Plan | None:

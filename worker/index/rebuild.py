@@ -65,6 +65,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--namespace",
         action="append",
+        type=flags.name,
         help="which one; again for each that the same workers serve [default]",
     )
     parser.add_argument(

@@ -111,21 +111,24 @@ class Recent:
                 extra={"namespace": space.keys.namespace, "remembered": len(mine)},
             )
             return
+        # Nothing older is left that could prove where the loss begins.
+        may_be_more = len(gone) == len(mine) and len(self._writes) == self._writes.maxlen
         for write in gone:
             self._add_lost(write.position)
-        log.error(
-            "Redis lost writes it had acknowledged; their events are read again",
-            extra={
-                "namespace": space.keys.namespace,
-                "lost_images": images,
-                # Nothing older is left that could prove where the loss begins.
-                "may_be_more": len(gone) == len(mine) and len(self._writes) == self._writes.maxlen,
-                "from": dict(self._lost),
-            },
-        )
         lost = {id(write) for write in gone}
         self._writes = deque(
             (write for write in self._writes if id(write) not in lost), self._writes.maxlen
+        )
+        said = {"namespace": space.keys.namespace, "from": dict(self._lost)}
+        if not images:
+            log.info(
+                "Redis was restarted or replaced; deletes, which leave no trace, are read again",
+                extra=said,
+            )
+            return
+        log.error(
+            "Redis lost writes it had acknowledged; their events are read again",
+            extra=said | {"lost_images": images, "may_be_more": may_be_more},
         )
 
     def _gone(self, space: Space, writes: list[Write]) -> list[Write]:

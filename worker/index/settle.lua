@@ -1,6 +1,6 @@
 -- Keeps the first verdict given to each sequence and answers with it.
 --
--- ARGV[2…] image id, sequence, verdict of at most 64 bytes; ...
+-- ARGV[2…] image id, sequence, verdict of at most 256 bytes; ...
 -- Returns  the verdicts kept, '' where the sequence is not the image's; {} when the generation is
 --          gone or the server's history is another
 

@@ -15,7 +15,6 @@ from worker.index.answers import IndexSettings
 from worker.index.cache import LAYOUT
 from worker.index.keys import CLUSTER, NEVER_READ, State
 from worker.index.planning import (
-    UNPLANNED,
     Contents,
     Plan,
     attracted,
@@ -23,6 +22,7 @@ from worker.index.planning import (
     merge,
     split,
     strays,
+    unplanned,
 )
 from worker.index.space import Space
 from worker.index.store import Argument, Store
@@ -52,7 +52,10 @@ class Maintainer:
         return due is not None and self.work_on(space, CLUSTER.unpack(due)[0])
 
     def work_on(self, space: Space, cluster: int) -> bool:
-        """Rebuild one cluster if it needs it; False when another worker holds its lock."""
+        """Rebuild one cluster if it needs it; False when another worker holds its lock.
+
+        Or when the generation or the server is another by now.
+        """
         token = secrets.token_hex(16)
         if not self._store.command(*self._lock(space, cluster, token)):
             return False
@@ -61,7 +64,8 @@ class Maintainer:
             contents = self.read(space, cluster)
             if contents is None or not (plan := self._plan(space, contents)):
                 self._store.script("release", space.keys, CLUSTER.pack(cluster), token, 1)
-                return True
+                # Where nothing holds any more, not even its being due could be taken back.
+                return contents is not None or bool(self._store.script("served", space.keys))
             self._step("planned")
             outcome, *new = self._store.script(
                 "rehome", space.keys, *plan.arguments(self._settings, token)
@@ -122,7 +126,7 @@ class Maintainer:
         if not clusters:
             return set()
         states = self._store.command("HMGET", space.keys.clusters, *map(CLUSTER.pack, clusters))
-        most = self._settings.hard_limit - contents.state.live - UNPLANNED
+        most = self._settings.hard_limit - contents.state.live - unplanned(self._settings)
         return {
             cluster
             for cluster, state in zip(clusters, states, strict=True)

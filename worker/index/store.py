@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import redis
 from redis.cluster import RedisCluster
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+from redis.exceptions import MovedError, NoScriptError, RedisClusterException, RedisError
 
 from worker.errors import InfrastructureError
 from worker.index.keys import Keys
@@ -116,6 +116,10 @@ class Store:
         """Run an action on the client, its errors turned into InfrastructureError."""
         try:
             return action()
+        except MovedError as error:
+            raise InfrastructureError(
+                "Redis: this is a node of a cluster: set DEDUP_REDIS_CLUSTER=true"
+            ) from error
         except (RedisError, RedisClusterException, OSError) as error:
             raise InfrastructureError(f"Redis: {error or type(error).__name__}") from error
 
