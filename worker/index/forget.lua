@@ -7,7 +7,7 @@
 -- ARGV[3]  first 16 bytes of the id's SHA-256
 -- ARGV[4]  partition of the delete
 -- ARGV[5]  offset of the delete
--- Returns  {1 deleted (or this very delete was done before) | 0 nothing to delete | -1 stale}
+-- Returns  the sequence deleted now, or by this very delete before; 0 nothing to delete; -1 stale
 
 if not served(ARGV[1]) then return -1 end
 local partition, offset = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -18,7 +18,7 @@ local sequence = tonumber(known)
 local record = read_record(sequence)
 
 if record.kind == DELETED and record.deleted_partition == partition
-  and record.deleted_offset == offset then return 1 end
+  and record.deleted_offset == offset then return sequence end
 if life_at(ARGV[3], sequence, record, partition, offset) then return 0 end
 if record.kind == DELETED then
   if record.deleted_partition ~= partition then
@@ -74,4 +74,4 @@ end
 record.kind, record.where = DELETED, 0
 record.deleted_partition, record.deleted_offset = partition, offset
 write_record(sequence, record)
-return 1
+return sequence

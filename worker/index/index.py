@@ -176,11 +176,14 @@ class Index:
             space = self._existing(namespace)
             if space is None:
                 return False
-            done = self._store.script("forget", space.keys, image_id, digest(image_id), *position)
-            if done >= 0:
-                if done:
-                    self._recent.wrote(space, [Write(namespace, image_id, None, position)])
-                return bool(done)
+            deleted = self._store.script(
+                "forget", space.keys, image_id, digest(image_id), *position
+            )
+            if deleted >= 0:
+                if deleted:
+                    write = Write(namespace, image_id, deleted, position, deletes=True)
+                    self._recent.wrote(space, [write])
+                return bool(deleted)
             self._spaces.forget(space)
         raise InfrastructureError(CHANGING.format(namespace))
 

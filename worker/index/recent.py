@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from worker.index.keys import DELETED
 from worker.index.space import Space
 from worker.index.store import Store
 
@@ -26,12 +27,13 @@ UNCERTAIN = ""
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """An image stored, or with sequence None one deleted, as told by the event at `position`."""
+    """An image stored under a sequence, or deleted, as told by the event at `position`."""
 
     namespace: str
     image_id: str
-    sequence: int | None
+    sequence: int
     position: Position
+    deletes: bool = False
 
 
 class Recent:
@@ -102,7 +104,7 @@ class Recent:
         """Find out which writes of a namespace are gone, and forget those."""
         mine = [write for write in self._writes if write.namespace == space.keys.namespace]
         gone = self._gone(space, mine)
-        images = sum(write.sequence is not None for write in gone)
+        images = sum(not write.deletes for write in gone)
         self.changes += 1
         self.lost_images += images
         if not gone:
@@ -119,34 +121,24 @@ class Recent:
         self._writes = deque(
             (write for write in self._writes if id(write) not in lost), self._writes.maxlen
         )
-        said = {"namespace": space.keys.namespace, "from": dict(self._lost)}
-        if not images:
-            log.info(
-                "Redis was restarted or replaced; deletes, which leave no trace, are read again",
-                extra=said,
-            )
-            return
         log.error(
             "Redis lost writes it had acknowledged; their events are read again",
-            extra=said | {"lost_images": images, "may_be_more": may_be_more},
+            extra={
+                "namespace": space.keys.namespace,
+                "lost_images": images,
+                "lost_deletes": len(gone) - images,
+                "may_be_more": may_be_more,
+                "from": dict(self._lost),
+            },
         )
 
     def _gone(self, space: Space, writes: list[Write]) -> list[Write]:
-        """Images that are not where they were stored, and deletes younger than all that are.
-
-        Deletes leave nothing that only they could have left; repeating one changes nothing.
-        """
-        stored = [write for write in writes if write.sequence is not None]
-        fields = [space.keys.record(write.sequence or 0) for write in stored]
+        """Images that are not where they were stored, and those that are there and were deleted."""
+        fields = [space.keys.record(write.sequence) for write in writes]
         names = self._store.commands([("HGET", key, first + 1) for key, first in fields])
-        kept = {
-            id(write)
-            for write, name in zip(stored, names, strict=True)
-            if name == write.image_id.encode()
-        }
-        last_kept = max((at for at, write in enumerate(writes) if id(write) in kept), default=-1)
+        records = self._store.commands([("HGET", key, first) for key, first in fields])
         return [
             write
-            for at, write in enumerate(writes)
-            if id(write) not in kept and (write.sequence is not None or at > last_kept)
+            for write, name, record in zip(writes, names, records, strict=True)
+            if name != write.image_id.encode() or (write.deletes and record[0] != DELETED)
         ]
