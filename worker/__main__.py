@@ -9,6 +9,8 @@ import logging
 import signal
 import sys
 from importlib.metadata import version
+from queue import SimpleQueue
+from threading import Thread
 
 from worker import flags, logs, memory
 from worker.config import Settings
@@ -49,8 +51,7 @@ def run(argv: list[str]) -> int:
     settings = flags.from_flags(Settings, parser.parse_args(argv))
     logs.configure(settings.log_level, settings.log_format)
     service = Service(settings, release)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: service.stop())
+    _stop_at_signals(service)
     try:
         return service.run()
     except ConfigError:
@@ -58,6 +59,23 @@ def run(argv: list[str]) -> int:
     except Exception:
         logging.getLogger(__name__).exception("worker died")
         return 1
+
+
+def _stop_at_signals(service: Service) -> None:
+    """Have SIGTERM and SIGINT stop the worker.
+
+    A second signal may come while the first is handled, and finds all locks as they are: the
+    handler does one thing only, which may be interrupted by itself. A thread does the rest.
+    """
+    asked: SimpleQueue[None] = SimpleQueue()
+
+    def stop() -> None:
+        asked.get()
+        service.stop()
+
+    Thread(target=stop, name="signals", daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.put(None))
 
 
 def _parser(release: str) -> argparse.ArgumentParser:

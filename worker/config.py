@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker import wellformed
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 ENV_PREFIX = "DEDUP_"
@@ -20,6 +22,8 @@ _HARMLESS = {"PATH", "HOME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "VIRTUAL_ENV", 
 _HARMLESS_PREFIXES = ("LC_", "LD_", "DYLD_", "PYTHON", "MALLOC_")
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
+Brokers = Annotated[str, AfterValidator(wellformed.brokers)]
+Topic = Annotated[str, AfterValidator(wellformed.topic)]
 
 
 class KafkaSettings(BaseSettings):
@@ -27,8 +31,8 @@ class KafkaSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
-    bootstrap_servers: str = Field("localhost:9092", description="Kafka brokers, host:port,…")
-    topic: str = Field("images", description="topic of new-image events")
+    bootstrap_servers: Brokers = Field("localhost:9092", description="Kafka brokers, host:port,…")
+    topic: Topic = Field("images", description="topic of new-image events")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how to talk to the brokers"
     )
@@ -70,7 +74,7 @@ class KafkaSettings(BaseSettings):
     def client_options(self) -> dict[str, Any]:
         """The keyword arguments every kafka-python client takes: addresses, TLS, SASL."""
         options: dict[str, Any] = {
-            "bootstrap_servers": self.bootstrap_servers.split(","),
+            "bootstrap_servers": [each.strip() for each in self.bootstrap_servers.split(",")],
             "security_protocol": self.security_protocol,
         }
         if "SSL" in self.security_protocol:
@@ -134,8 +138,8 @@ class Settings(KafkaSettings, RedisSettings):
     """Everything `python -m worker` can be told."""
 
     # Kafka, beyond what all clients share
-    verdict_topic: str = Field("images.verdicts", description="topic the verdicts go to")
-    dead_letter_topic: str = Field(
+    verdict_topic: Topic = Field("images.verdicts", description="topic the verdicts go to")
+    dead_letter_topic: Topic = Field(
         "images.dead-letter", description="topic of events that cannot be decided"
     )
     group_id: str = Field("dedup", min_length=1, description="consumer group the workers form")
@@ -364,6 +368,11 @@ class Settings(KafkaSettings, RedisSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("namespaces")
+    @classmethod
+    def _namespaces_can_be_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return wellformed.namespaces(value)
 
     @field_validator("fetch_schemes")
     @classmethod

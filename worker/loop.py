@@ -69,7 +69,7 @@ class Loop:
         self._foreign_failure: BaseException | None = None
 
     def stop(self) -> None:
-        """Finish what is in flight, commit, leave. Safe in a signal handler."""
+        """Finish what is in flight, commit, leave. Safe from any thread."""
         self._stop.set()
 
     def fail(self, error: BaseException) -> None:

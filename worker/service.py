@@ -7,6 +7,7 @@ stopping. The work itself is `pipeline` and `loop`.
 import gc
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from threading import Event, Thread
@@ -16,8 +17,8 @@ from typing import TypeVar
 from worker.config import Settings, harmless_environment
 from worker.decoding import DecoderPool
 from worker.embedder import Embedder
-from worker.errors import InfrastructureError
-from worker.health import HealthServer
+from worker.errors import ConfigError, InfrastructureError
+from worker.health import Check, HealthServer
 from worker.images import ImageLimits
 from worker.index import Index
 from worker.index.auditing import Audit, AuditResult
@@ -26,6 +27,7 @@ from worker.loop import Loop
 from worker.message_settings import message_limits
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline, PipelineSettings
+from worker.retrying import Closed
 from worker.source_settings import source_policy
 from worker.sources import Fetcher
 from worker.storage import connect
@@ -87,14 +89,15 @@ class Service:
         self.metrics = Metrics()
 
     def stop(self) -> None:
-        """Finish what is in flight and end. Safe in a signal handler."""
+        """Finish what is in flight and end. Safe from any thread, but not in a signal handler."""
         self._stopping.set()
         if self._loop is not None:
             self._loop.stop()
 
     def run(self) -> int:
-        """Serve until stopped; the exit status."""
+        """Serve until stopped; the exit status. Raises ConfigError where a setting is wrong."""
         settings = self._settings
+        fetcher = Fetcher(source_policy(settings))
         live = {"loop": self._live}
         ready = {
             "model": lambda: self._index is not None,
@@ -103,9 +106,7 @@ class Service:
             "kafka": lambda: self._kafka_up,
             "sources": self._can_fetch,
         }
-        with HealthServer(
-            settings.http_host, settings.http_port, self.metrics.registry, live, ready
-        ) as health:
+        with self._health(live, ready) as health:
             log.info("starting", extra={"version": self._release, "http_port": health.port})
             embedder = Embedder.load(
                 settings.weights,
@@ -116,8 +117,21 @@ class Service:
             )
             threshold = settings.threshold or embedder.threshold
             self._describe(embedder, threshold)
-            with self._decoders(embedder.input_size) as decoders:
-                return self._work(embedder, threshold, decoders)
+            try:
+                with closing(fetcher), self._decoders(embedder.input_size) as decoders:
+                    return self._work(embedder, threshold, decoders, fetcher)
+            except Closed as waited:
+                log.info("stopped", extra={"unfinished": 0, "waited_for": str(waited)})
+                return 0
+
+    def _health(self, live: dict[str, Check], ready: dict[str, Check]) -> HealthServer:
+        host, port = self._settings.http_host, self._settings.http_port
+        try:
+            return HealthServer(host, port, self.metrics.registry, live, ready)
+        except OSError as error:
+            raise ConfigError(
+                f"http_host, http_port: cannot listen at {host}:{port}: {error.strerror or error}"
+            ) from error
 
     def _live(self) -> bool:
         # While the parts are being built there is no loop to turn yet.
@@ -150,7 +164,9 @@ class Service:
             environment=harmless_environment(),
         )
 
-    def _work(self, embedder: Embedder, threshold: float, decoders: DecoderPool) -> int:
+    def _work(
+        self, embedder: Embedder, threshold: float, decoders: DecoderPool, fetcher: Fetcher
+    ) -> int:
         settings = self._settings
         client = self._until_there("redis", lambda: connect(settings))
         index = Index(
@@ -161,7 +177,6 @@ class Service:
         # A namespace of another model must stop the worker now, not at its first event.
         for namespace in settings.namespaces or ("default",):
             self._until_there("redis", partial(index.open, namespace))
-        fetcher = Fetcher(source_policy(settings))
         pipeline = Pipeline(
             index=index,
             embedder=embedder,
@@ -201,17 +216,19 @@ class Service:
             return loop.run()
         finally:
             self._stopping.set()
-            fetcher.close()
 
     def _until_there(self, name: str, build: Callable[[], Result]) -> Result:
-        """Build a part that needs a service; a service that is not there yet is waited for."""
+        """Build a part that needs a service; a service that is not there yet is waited for.
+
+        Raises Closed when the worker is stopped meanwhile.
+        """
         while True:
             try:
                 return build()
             except InfrastructureError as error:
                 log.warning("waiting for %s", name, extra={"error": str(error)})
                 if self._stopping.wait(START_PAUSE_SECONDS):
-                    raise
+                    raise Closed(name) from error
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Do a background thread's work; what it dies of ends the worker, event or none."""

@@ -4,6 +4,7 @@ import argparse
 import re
 
 import pytest
+from kafka.cluster import get_ip_port_afi
 
 from worker.config import Settings
 from worker.errors import ConfigError
@@ -43,6 +44,14 @@ def test_the_environment_is_read_and_flags_win(monkeypatch: pytest.MonkeyPatch) 
         (("--topic", "same", "--verdict-topic", "same"), "must differ"),
         (("--security-protocol", "SASL_SSL"), "sasl_password"),
         (("--kafka-ca-file", "/no/such.pem"), "no such file"),
+        (("--topic", "bad topic!"), "DEDUP_TOPIC"),
+        (("--verdict-topic", ".."), "DEDUP_VERDICT_TOPIC"),
+        (("--dead-letter-topic", "x" * 250), "DEDUP_DEAD_LETTER_TOPIC"),
+        (("--bootstrap-servers", ""), "DEDUP_BOOTSTRAP_SERVERS"),
+        (("--bootstrap-servers", "localhost:abc"), "'localhost:abc'"),
+        (("--bootstrap-servers", "a:1, b:0"), "'b:0'"),
+        (("--bootstrap-servers", "http://a:1"), "DEDUP_BOOTSTRAP_SERVERS"),
+        (("--namespaces", "shop,a b"), "'a b'"),
     ],
 )
 def test_a_wrong_setting_is_one_line(flags: tuple[str, ...], says: str) -> None:
@@ -50,6 +59,16 @@ def test_a_wrong_setting_is_one_line(flags: tuple[str, ...], says: str) -> None:
         read(*flags)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "brokers", ["a", "a:9092", "a.b-c_d:1, 10.0.0.1:65535", "[::1]:9092,[fe80::1]"]
+)
+def test_brokers_that_kafka_python_understands(brokers: str) -> None:
+    servers = read("--bootstrap-servers", brokers).client_options()["bootstrap_servers"]
+    assert servers == [each.strip() for each in brokers.split(",")]
+    for server in servers:
+        assert get_ip_port_afi(server)[0]
 
 
 def test_help_explains_every_setting_its_variable_and_default() -> None:

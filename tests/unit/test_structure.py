@@ -9,7 +9,8 @@ CODE_IN_FILES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal"
 # What each module of the stream may import of the project; nothing else, so imports go one way.
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "wellformed": {"messages"},
+    "config": {"wellformed"},
     "flags": {"config", "errors"},
     "messages": {"errors"},
     "metrics": set(),

@@ -1,0 +1,62 @@
+"""How a worker starts, or says why it does not, and how it ends before it has."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.local import LocalRedis
+from deploy.process import free_port
+from tests.conftest import Topics
+from tests.stream.harness import Worker, until
+
+END_SECONDS = 60.0
+NOBODY = Topics("images", "verdicts", "dead-letters", "group")
+
+
+def test_signals_close_together_end_a_worker_that_waits_for_kafka(
+    redis_server: LocalRedis, tmp_path: Path
+) -> None:
+    """The handler of one signal is often interrupted by the next, with whatever lock it holds."""
+    bootstrap = f"127.0.0.1:{free_port()}"
+    with Worker(bootstrap, redis_server.url, NOBODY, tmp_path / "worker.log") as worker:
+        waits = "waiting for kafka"
+        until(lambda: waits in {line["message"] for line in worker.lines()}, END_SECONDS, waits)
+        assert worker.process is not None
+        for _ in range(50):
+            worker.process.send_signal(signal.SIGINT)
+            worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(END_SECONDS) == 0
+        last = worker.lines()[-1]
+        assert (last["message"], last["waited_for"]) == ("stopped", "kafka")
+        assert "Traceback" not in worker.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--http-port", "{taken}"], "error: http_host, http_port: cannot listen at 127.0.0.1:"),
+        (["--http-host", "192.0.2.1"], "error: http_host, http_port: cannot listen at 192.0.2.1:"),
+        (["--http-port", "0", "--fetch-networks", "foo"], "error: "),
+        (["--http-port", "0", "--fetch-schemes", "http", "--fetch-hosts", "http://a"], "error: "),
+        (["--http-port", "0", "--fetch-schemes", "file", "--fetch-roots", "here"], "error: "),
+    ],
+)
+def test_a_setting_that_cannot_work_is_one_line_before_anything_is_loaded(
+    flags: list[str], says: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = [flag.format(taken=taken.getsockname()[1]) for flag in flags]
+        ended = subprocess.run(
+            [sys.executable, "-m", "worker", *given],
+            capture_output=True,
+            text=True,
+            timeout=END_SECONDS,
+            check=False,
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(says)
+    assert len(ended.stderr.splitlines()) == 1
