@@ -1,4 +1,4 @@
-"""Rebuilding a namespace with another model: a second generation, what it lacks, the command."""
+"""The command that rebuilds namespaces: topic, file, refusals, and Redis away meanwhile."""
 
 import hashlib
 import io
@@ -12,112 +12,12 @@ from PIL import Image
 
 from deploy.local import LocalKafka, LocalRedis
 from tests.conftest import Topics
-from tests.contract.harness import Bench, earliest_ids, near, vectors
+from tests.contract.harness import Bench, vectors
 from tests.stream.harness import Event, by_uri, inline, publish, tombstone
 from worker import __main__ as worker
 from worker.embedder import Embedder
-from worker.errors import ConfigError, ModelMismatch
-from worker.index import Index
-from worker.index.space import remove_retired
 
 Rebuild = Callable[..., int]
-
-
-def building(bench: Bench, model: str = "model-b") -> Index:
-    """An index that fills the next generation."""
-    return Index(bench.connect(), model, bench.settings, building=True)
-
-
-def test_the_old_generation_answers_until_the_switch(bench: Bench) -> None:
-    old, rows = bench.index(), vectors(40)
-    old.place(bench.arrivals("p", rows))
-    new = building(bench)
-    new.place(bench.arrivals("p", near(rows)))
-    answer = old.place([bench.arrival("c", near(rows)[0])])[0]
-    assert (answer.sequence, earliest_ids([answer])) == (41, ["p-0"])
-    new.switch(bench.namespace)
-    new.switch(bench.namespace)
-    with pytest.raises(ModelMismatch, match="model-b"):
-        old.place([bench.arrival("d", near(rows)[1])])
-    serving = bench.index(model="model-b")
-    assert serving.place([bench.arrival("c", near(rows)[0])])[0].sequence == 41
-    bench.assert_whole()
-
-
-def test_an_interrupted_rebuild_goes_on(bench: Bench) -> None:
-    bench.index().open(bench.namespace)
-    arrivals = bench.arrivals("p", vectors(10))
-    first = building(bench).place(arrivals[:5])
-    again = building(bench).place(arrivals)
-    assert [a.sequence for a in again[:5]] == [a.sequence for a in first]
-    assert len(again) == 10
-
-
-def test_a_rebuild_with_a_third_model_replaces_one_begun(bench: Bench) -> None:
-    bench.index().open(bench.namespace)
-    begun = building(bench)
-    begun.place(bench.arrivals("p", vectors(5)))
-    other = building(bench, "model-c")
-    other.place(bench.arrivals("p", vectors(5)))
-    other.switch(bench.namespace)
-    with pytest.raises(ConfigError, match="someone else"):
-        begun.switch(bench.namespace)
-    assert remove_retired(bench.store(), bench.namespace) > 0
-    bench.assert_whole()
-
-
-def test_a_retired_generation_leaves_no_key(bench: Bench) -> None:
-    bench.index().place(bench.arrivals("p", vectors(50)))
-    old = bench.keys()
-    new = building(bench)
-    new.place(bench.arrivals("p", vectors(50)))
-    new.switch(bench.namespace)
-    remove_retired(bench.store(), bench.namespace)
-    assert list(bench.store().pages(old.prefix)) == []
-    assert len(next(iter(bench.store().pages(bench.keys().prefix)))) > 5
-    bench.assert_whole()
-
-
-def test_a_namespace_that_is_not_there_cannot_be_rebuilt(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match="does not exist"):
-        building(bench).open(bench.namespace)
-
-
-def test_what_a_generation_lacks_is_told(bench: Bench) -> None:
-    """Living images only, by id and bytes; not those a younger event has replaced or deleted."""
-    old, new, rows = bench.index(), building(bench), vectors(6)
-    names = ("kept", "lost", "changed", "gone", "replaced", "dead")
-    arrivals = {name: bench.arrival(name, row) for name, row in zip(names, rows, strict=True)}
-    old.place(list(arrivals.values()))
-    old.forget(bench.namespace, "dead", (0, 7))
-    changed = bench.arrival("changed", rows[2], bytes="other", position=(0, 3))
-    new.place([arrivals["kept"], changed, arrivals["gone"], arrivals["replaced"]])
-    new.forget(bench.namespace, "gone", (0, 8))
-    new.forget(bench.namespace, "replaced", (0, 9))
-    new.place([bench.arrival("replaced", rows[4], bytes="newer", position=(0, 10))])
-    missing = new.missing(bench.namespace)
-    assert missing.stored() == 6
-    missing.look(2)
-    assert (missing.count, missing.some) == (1, ["lost"])
-    missing.look(6)
-    missing.look(6)
-    assert (missing.count, missing.some) == (2, ["lost", "changed"])
-
-
-def test_what_a_generation_lacks_is_told_of_many(bench: Bench) -> None:
-    old, new, rows = bench.index(), building(bench), vectors(300)
-    arrivals = bench.arrivals("p", rows)
-    old.place(arrivals)
-    new.place([each for at, each in enumerate(arrivals) if at % 3])
-    missing = new.missing(bench.namespace)
-    missing.look(missing.stored())
-    assert (missing.count, missing.some) == (100, [f"p-{at}" for at in range(0, 30, 3)])
-    new.switch(bench.namespace)
-    missing.look(missing.stored())
-    assert missing.count == 100
-    again = building(bench).missing(bench.namespace)
-    again.look(again.stored())
-    assert again.count == 0
 
 
 def picture(seed: int) -> bytes:
@@ -142,9 +42,14 @@ def stored(bench: Bench, pictures: Mapping[str, bytes]) -> None:
 
 @pytest.fixture
 def rebuild(
-    redis_server: LocalRedis, kafka_server: LocalKafka, topics: Topics, tmp_path: Path
+    redis_server: LocalRedis,
+    kafka_server: LocalKafka,
+    topics: Topics,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Rebuild:
     """Publish events, then run the command with these flags; its exit status."""
+    monkeypatch.setattr("worker.logs.configure", lambda level, shape: None)  # logs are pytest's
 
     def run(events: list[Event], *flags: str) -> int:
         publish(kafka_server.bootstrap, topics.images, events)
