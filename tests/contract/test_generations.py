@@ -103,3 +103,62 @@ def test_what_a_generation_lacks_is_told_of_many(bench: Bench) -> None:
     again = building(bench).missing(bench.namespace)
     again.look(again.stored())
     assert again.count == 0
+
+
+FILE, OTHER_FILE = 1 << 31, (1 << 31) + 7
+"""Partitions of events that were read from files."""
+
+
+def test_a_file_read_after_the_topic_changes_nothing_the_topic_told(bench: Bench) -> None:
+    """A run without the file came before: what the topic deleted stays so, what it added lives."""
+    index, rows = bench.index(), vectors(3)
+
+    def add(name: str, row: int, position: tuple[int, int]) -> str:
+        return index.place([bench.arrival(name, rows[row], position=position)])[0].outcome
+
+    def topic() -> None:
+        add("deleted", 0, (0, 60))
+        index.forget(bench.namespace, "deleted", (0, 61))
+        add("living", 1, (0, 70))
+
+    topic()
+    index.place([bench.arrival("never known", rows[2], position=(FILE, 0))])
+    for file in (FILE, OTHER_FILE):
+        add("deleted", 0, (file, 1))
+        assert not index.forget(bench.namespace, "living", (file, 2))
+        assert not index.forget(bench.namespace, "deleted", (file, 3))
+        add("deleted", 0, (file, 4))
+        add("living", 1, (file, 5))
+        topic()
+    assert bench.sequences() == 3
+    asked = ("deleted", "living", "never known")
+    checks = [bench.arrival("q", bytes=name, store=False) for name in asked]
+    known = zip(asked, [index.recognise([check])[0] for check in checks], strict=True)
+    assert [name for name, answer in known if answer is None] == ["deleted"]
+    bench.assert_whole()
+
+
+def test_events_of_a_file_have_an_order_and_come_before_the_topic(bench: Bench) -> None:
+    """The file is read first, as it should be, and both again; then one whose lines have moved."""
+    index, rows = bench.index(), vectors(1)
+
+    def file(partition: int, first: int) -> None:
+        for at, deletes in enumerate((False, True, False)):
+            if deletes:
+                index.forget(bench.namespace, "a", (partition, first + at))
+            else:
+                index.place([bench.arrival("a", rows[0], position=(partition, first + at))])
+
+    file(FILE, 5)
+    assert bench.sequences() == 2
+    file(FILE, 5)
+    assert bench.sequences() == 2
+    file(OTHER_FILE, 0)
+    assert bench.sequences() == 3
+    asked = bench.arrival("q", bytes="a", store=False)
+    assert index.recognise([asked]) != [None]
+    assert index.forget(bench.namespace, "a", (0, 9))
+    for partition, first in ((FILE, 5), (OTHER_FILE, 0), (OTHER_FILE + 1, 50)):
+        file(partition, first)
+        assert index.recognise([asked]) == [None]
+    bench.assert_whole()

@@ -146,6 +146,54 @@ def test_a_rebuild_from_a_file_goes_on_with_the_topic(
     bench.assert_whole()
 
 
+def as_line(image_id: str, file: Path, data: bytes) -> str:
+    """A line that adds a file of these bytes."""
+    file.write_bytes(data)
+    return json.dumps({"schema": 1, "image_id": image_id, "uri": file.as_uri()}) + "\n"
+
+
+def test_a_file_that_came_to_hand_after_the_first_run(
+    redis_server: LocalRedis, rebuild: Rebuild, tmp_path: Path
+) -> None:
+    """As the message of the first run says; then once more, when the new generation answers."""
+    bench, file = Bench(redis_server.client, "default"), tmp_path / "events.jsonl"
+    stored(bench, {"b": picture(2)})
+    lines = [as_line(n, tmp_path / n, picture(at)) for at, n in enumerate("ab", 1)]
+    file.write_text("".join(reversed(lines)))
+    assert rebuild([by_uri("a", (tmp_path / "a").as_uri()), tombstone("a")]) == 1
+    serving = bench.index(model=Embedder.load(mode="fp32").model_id)
+    deleted = bench.arrival("q", sha256=hashlib.sha256(picture(1)).digest(), store=False)
+    for _ in range(2):
+        assert rebuild([], "--events", str(file)) == 0
+        assert serving.recognise([deleted]) == [None]
+        assert names(bench) == ["a", "b"]
+        file.write_text("\n" + "".join(lines))
+    bench.assert_whole()
+
+
+def test_lines_that_are_no_events_are_told_before_anything_is_begun(
+    redis_server: LocalRedis,
+    rebuild: Rebuild,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of them may be a delete. Namespaces that are not allowed are passed over."""
+    bench, file = Bench(redis_server.client, "default"), tmp_path / "events.jsonl"
+    stored(bench, {"b": picture(2)})
+    good = as_line("b", tmp_path / "b", picture(2))
+    file.write_text(good + "\n" + json.dumps([json.loads(good)], indent=1))
+    assert rebuild([inline("c", picture(3))], "--events", str(file)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --events: lines that are no events: 7, such as line 3: bad_mess")
+    assert len(said.splitlines()) == 1
+    assert not bench.store().command("HEXISTS", bench.keys().root, "building")
+    other = json.dumps(json.loads(good) | {"namespace": "other"})
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((good + other).encode())))
+    assert rebuild([], "--events", "-", "--namespaces", "default") == 0
+    assert names(bench) == ["b", "c"]
+
+
 def test_a_rebuild_needs_its_file_and_its_topic(
     redis_server: LocalRedis, rebuild: Rebuild, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from queue import Empty
 
 from kafka import KafkaConsumer
@@ -25,6 +24,7 @@ from worker.decoding import DecoderPool
 from worker.embedder import Embedder
 from worker.errors import ConfigError, DedupError, EventError
 from worker.images import ImageLimits
+from worker.index.event_file import read_events
 from worker.index.index import Index
 from worker.index.missing import Missing
 from worker.index.settings import index_settings
@@ -41,8 +41,6 @@ from worker.source_settings import source_policy
 from worker.sources import Fetcher
 from worker.storage import connect
 
-NO_PARTITION = 0xFFFF_FFFF
-"""Partition of events read from a file: no event of Kafka counts as older than they."""
 IN_FLIGHT = 256
 """Events in work at once."""
 POLL_MS = 500
@@ -72,8 +70,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--events",
+        metavar="FILE",
         help="JSON lines of events that the topic no longer holds, in their order, or -: they are "
-        "read before the topic",
+        "read before the topic, and count as older than all of it",
     )
     parser.add_argument(
         "--allow-missing",
@@ -85,6 +84,7 @@ def main(argv: list[str]) -> int:
     flags.add_flags(parser, Settings)
     args = parser.parse_args(argv)
     settings = flags.from_flags(Settings, args)
+    events = () if args.events is None else read_events(args.events, message_limits(settings))
     embedder = Embedder.load(args.to_model, mode=settings.embed_mode, device=settings.device)
     client = connect(settings)
     threshold = settings.threshold or embedder.threshold
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     with _pipeline(settings, embedder, index) as pipeline:
         rebuild = Rebuild(pipeline, index, namespaces, settings, args.allow_missing)
         try:
-            rebuild.run(_lines(args.events))
+            rebuild.run(events)
         except ImagesMissing as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
@@ -130,14 +130,14 @@ class Rebuild:
         self.done = self.failed = 0
         self.failures: list[str] = []  # the first of them, in words
 
-    def run(self, lines: Iterable[bytes]) -> None:
-        """Read JSON events, one a line, and the topic to its end; switch; read to its end then.
+    def run(self, events: Iterable[Record]) -> None:
+        """Read events and the topic to its end; switch; read to its end then.
 
         Raises ImagesMissing, before the switch or for what came during it.
         """
         missing = {namespace: self._index.missing(namespace) for namespace in self._namespaces}
         with _reading(self._settings) as unread:
-            self.feed(_records(lines))
+            self.feed(events)
             self.feed(unread())
             # All that is stored now was on the topic before, so then it has been read here, too.
             stored = {namespace: each.stored() for namespace, each in missing.items()}
@@ -242,23 +242,6 @@ def _until_end(
         prefetched.before_poll()
         for messages in consumer.poll(timeout_ms=POLL_MS).values():
             yield from map(record_of, messages)
-
-
-def _lines(events: str | None) -> Iterable[bytes]:
-    if events is None:
-        return ()
-    if events == "-":
-        return sys.stdin.buffer
-    try:
-        return Path(events).open("rb")
-    except OSError as error:
-        raise ConfigError(f"--events: {error}") from None
-
-
-def _records(lines: Iterable[bytes]) -> Iterator[Record]:
-    for number, line in enumerate(lines):
-        if line.strip():
-            yield Record("", NO_PARTITION, number, 0, None, line)
 
 
 @contextmanager
