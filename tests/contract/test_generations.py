@@ -51,6 +51,33 @@ def test_a_rebuild_with_a_third_model_replaces_one_begun(bench: Bench) -> None:
     bench.assert_whole()
 
 
+def test_of_two_rebuilds_the_one_begun_first_ends(bench: Bench) -> None:
+    """It does not begin anew, which would give up what the other has filled."""
+    bench.index().open(bench.namespace)
+    first, second, rows = building(bench), building(bench, "model-c"), vectors(10)
+    arrivals = bench.arrivals("p", rows)
+    first.place(arrivals[:5])
+    second.place(arrivals[:5])
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="being rebuilt by someone else"):
+            first.place(arrivals[5:])
+    second.place(arrivals[5:])
+    second.switch(bench.namespace)
+    fields = bench.store().command("HKEYS", bench.keys().root)
+    assert len([name for name in fields if name.startswith(b"retired:")]) == 2
+    assert bench.sequences() == 10
+
+
+def test_a_rebuild_whose_generation_redis_has_lost_ends(bench: Bench) -> None:
+    bench.index().open(bench.namespace)
+    begun = building(bench)
+    begun.place(bench.arrivals("p", vectors(3)))
+    bench.store().command("HDEL", bench.keys().root, "building")
+    with pytest.raises(ConfigError, match="Redis has lost what was built"):
+        begun.place(bench.arrivals("q", vectors(3)))
+    assert not bench.store().command("HEXISTS", bench.keys().root, "building")
+
+
 def test_a_retired_generation_leaves_no_key(bench: Bench) -> None:
     bench.index().place(bench.arrivals("p", vectors(50)))
     old = bench.keys()
