@@ -1,11 +1,19 @@
 """Rebuilding a namespace with another model: a second generation, what it lacks, its order."""
 
+from collections.abc import Iterable
+from functools import partial
+from itertools import count
+from typing import Any
+
 import pytest
 
-from tests.contract.harness import Bench, earliest_ids, near, vectors
-from worker.errors import ConfigError, ModelMismatch
+from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
+from worker.errors import ConfigError, InfrastructureError, ModelMismatch
 from worker.index import Index
+from worker.index.missing import Image as StoredImage
+from worker.index.missing import Missing
 from worker.index.space import remove_retired
+from worker.index.store import Argument, Store
 
 
 def building(bench: Bench, model: str = "model-b") -> Index:
@@ -130,6 +138,80 @@ def test_what_a_generation_lacks_is_told_of_many(bench: Bench) -> None:
     again = building(bench).missing(bench.namespace)
     again.look(again.stored())
     assert again.count == 0
+
+
+def test_an_image_whose_place_another_has_taken_is_missing(bench: Bench) -> None:
+    """What answers refused the other one: its event is the younger one, and changed nothing."""
+    old, new, rows = bench.index(), building(bench), vectors(2)
+    first, second = (bench.arrival("a", row, bytes=str(at)) for at, row in enumerate(rows))
+    assert [answer.outcome for answer in old.place([first]) + old.place([second])] == [
+        "placed",
+        "conflict",
+    ]
+    assert new.place([second])[0].outcome == "placed"
+    missing = new.missing(bench.namespace)
+    missing.look(missing.stored())
+    assert (missing.count, missing.some) == (1, ["a"])
+
+
+def test_an_earlier_life_of_the_same_bytes_does_not_stand_for_an_image(bench: Bench) -> None:
+    """Added, deleted, added again, refused: only the second add could not be stored again."""
+    old, new, rows = bench.index(), building(bench), vectors(2)
+    lives = [bench.arrival("a", rows[0], position=(0, at)) for at in (1, 3)]
+    refused = bench.arrival("a", rows[1], bytes="other", position=(0, 4))
+    for index in (old, new):
+        index.place(lives[:1])
+        index.forget(bench.namespace, "a", (0, 2))
+    old.place(lives[1:])
+    assert old.place([refused])[0].outcome == "conflict"
+    new.place([refused])
+    missing = new.missing(bench.namespace)
+    missing.look(missing.stored())
+    assert missing.count == 1
+
+
+def test_what_is_there_is_found_while_lookups_grow(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of the new model insert between two reads of the comparison."""
+    old, new, arrivals = bench.index(), building(bench), bench.arrivals("p", vectors(39))
+    old.place(arrivals)
+    new.place(arrivals[1:])
+    missing = new.missing(bench.namespace)
+    new.switch(bench.namespace)
+    serving, ask, rounds = bench.index(model="model-b"), Store.commands, iter(range(2))
+
+    def commands(store: Store, asked: Iterable[tuple[Argument, ...]]) -> list[Any]:
+        asked = list(asked)
+        if ":id:" in str(asked[:1]) and (seed := next(rounds, None)) is not None:
+            place_all(serving, bench.arrivals(f"live-{seed}", vectors(400, seed)), 400)
+        return ask(store, asked)
+
+    monkeypatch.setattr(new._store, "commands", partial(commands, new._store))
+    missing.look(missing.stored())
+    assert (missing.count, missing.some) == (1, ["p-0"])
+
+
+def test_a_comparison_goes_on_where_redis_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is counted twice."""
+    monkeypatch.setattr("worker.index.missing.PAGE", 1)
+    old, new = bench.index(), building(bench)
+    old.place(bench.arrivals("p", vectors(100)))
+    missing, compare, calls = new.missing(bench.namespace), Missing._compare, count(1)
+
+    def fails_at_times(self: Missing, images: dict[bytes, StoredImage]) -> None:
+        if next(calls) % 2 == 0:
+            raise InfrastructureError("away")
+        compare(self, images)
+
+    monkeypatch.setattr(Missing, "_compare", fails_at_times)
+    for _ in range(3):
+        with pytest.raises(InfrastructureError):
+            missing.look(100)
+    missing.look(100)
+    assert missing.count == 100
 
 
 FILE, OTHER_FILE = 1 << 31, (1 << 31) + 7
