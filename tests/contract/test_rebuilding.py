@@ -16,6 +16,10 @@ from tests.contract.harness import Bench, vectors
 from tests.stream.harness import Event, by_uri, inline, publish, tombstone
 from worker import __main__ as worker
 from worker.embedder import Embedder
+from worker.errors import InfrastructureError
+from worker.index import Index
+from worker.index.missing import Missing
+from worker.index.store import Store
 
 Rebuild = Callable[..., int]
 
@@ -192,6 +196,56 @@ def test_lines_that_are_no_events_are_told_before_anything_is_begun(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((good + other).encode())))
     assert rebuild([], "--events", "-", "--namespaces", "default") == 0
     assert names(bench) == ["b", "c"]
+
+
+def test_a_rebuild_waits_for_redis(
+    redis_server: LocalRedis, rebuild: Rebuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thing it asks of the index fails the first time."""
+    bench = Bench(redis_server.client, "default")
+    stored(bench, {"a": picture(1)})
+    failed: list[str] = []
+
+    def fail_once(owner: type, name: str) -> None:
+        ask = getattr(owner, name)
+
+        def asked(self: object, *arguments: object) -> object:
+            if name not in failed:
+                failed.append(name)
+                raise InfrastructureError("Redis: away")
+            return ask(self, *arguments)
+
+        monkeypatch.setattr(owner, name, asked)
+
+    for name in ("missing", "maintain", "switch"):
+        fail_once(Index, name)
+    for name in ("stored", "look"):
+        fail_once(Missing, name)
+    fail_once(Store, "pages")
+    assert rebuild([inline("a", picture(1))]) == 0
+    assert failed == ["missing", "maintain", "stored", "look", "switch", "pages"]
+    assert names(bench) == ["a"]
+
+
+def test_a_rebuild_that_another_one_has_replaced_ends(
+    redis_server: LocalRedis,
+    rebuild: Rebuild,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(redis_server.client, "default")
+    stored(bench, {"a": picture(1)})
+    maintain = Index.maintain
+
+    def begin_another(index: Index, namespace: str | None = None) -> bool:
+        Index(bench.connect(), "model-b", bench.settings, building=True).open("default")
+        return maintain(index, namespace)
+
+    monkeypatch.setattr(Index, "maintain", begin_another)
+    many = [inline(f"{at}", picture(at)) for at in range(2)]
+    monkeypatch.setattr("worker.index.rebuild.IN_FLIGHT", 1)
+    assert rebuild(many) == 2
+    assert "is being rebuilt by someone else" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_rebuild_needs_its_file_and_its_topic(
