@@ -3,8 +3,12 @@
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -225,6 +229,37 @@ def test_a_rebuild_waits_for_redis(
     assert rebuild([inline("a", picture(1))]) == 0
     assert failed == ["missing", "maintain", "stored", "look", "switch", "pages"]
     assert names(bench) == ["a"]
+
+
+def test_a_rebuild_goes_on_when_redis_was_killed_in_the_middle(
+    redis_server: LocalRedis, rebuild: Rebuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It works on in the generation it began, though the server is another one by its history."""
+    bench, maintain, batches = Bench(redis_server.client, "default"), Index.maintain, count(1)
+    stored(bench, {f"{at}": picture(at) for at in range(8)})
+
+    middle, killed = threading.Event(), threading.Event()
+
+    def wait_in_the_middle(index: Index, namespace: str | None = None) -> bool:
+        if next(batches) == 4:
+            middle.set()
+            assert killed.wait(60)
+        return maintain(index, namespace)
+
+    monkeypatch.setattr(Index, "maintain", wait_in_the_middle)
+    monkeypatch.setattr("worker.index.rebuild.IN_FLIGHT", 1)
+    events = [inline(f"{at}", picture(at)) for at in range(8)]
+    with ThreadPoolExecutor(1) as pool:  # the server ends with the thread that starts it
+        status = pool.submit(rebuild, events)
+        assert middle.wait(60)
+        redis_server.kill()
+        killed.set()
+        sleep(1)
+        redis_server.start()
+        assert status.result() == 0
+    assert next(batches) > 8
+    assert names(bench) == [f"{at}" for at in range(8)]
+    bench.assert_whole()
 
 
 def test_a_rebuild_that_another_one_has_replaced_ends(
