@@ -1,10 +1,14 @@
-"""Rebuilding a namespace with another model: a second generation, what it lacks, the command."""
+"""The command that rebuilds namespaces: topic, file, refusals, and Redis away meanwhile."""
 
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -12,112 +16,16 @@ from PIL import Image
 
 from deploy.local import LocalKafka, LocalRedis
 from tests.conftest import Topics
-from tests.contract.harness import Bench, earliest_ids, near, vectors
+from tests.contract.harness import Bench, vectors
 from tests.stream.harness import Event, by_uri, inline, publish, tombstone
 from worker import __main__ as worker
 from worker.embedder import Embedder
-from worker.errors import ConfigError, ModelMismatch
+from worker.errors import InfrastructureError
 from worker.index import Index
-from worker.index.space import remove_retired
+from worker.index.missing import Missing
+from worker.index.store import Store
 
 Rebuild = Callable[..., int]
-
-
-def building(bench: Bench, model: str = "model-b") -> Index:
-    """An index that fills the next generation."""
-    return Index(bench.connect(), model, bench.settings, building=True)
-
-
-def test_the_old_generation_answers_until_the_switch(bench: Bench) -> None:
-    old, rows = bench.index(), vectors(40)
-    old.place(bench.arrivals("p", rows))
-    new = building(bench)
-    new.place(bench.arrivals("p", near(rows)))
-    answer = old.place([bench.arrival("c", near(rows)[0])])[0]
-    assert (answer.sequence, earliest_ids([answer])) == (41, ["p-0"])
-    new.switch(bench.namespace)
-    new.switch(bench.namespace)
-    with pytest.raises(ModelMismatch, match="model-b"):
-        old.place([bench.arrival("d", near(rows)[1])])
-    serving = bench.index(model="model-b")
-    assert serving.place([bench.arrival("c", near(rows)[0])])[0].sequence == 41
-    bench.assert_whole()
-
-
-def test_an_interrupted_rebuild_goes_on(bench: Bench) -> None:
-    bench.index().open(bench.namespace)
-    arrivals = bench.arrivals("p", vectors(10))
-    first = building(bench).place(arrivals[:5])
-    again = building(bench).place(arrivals)
-    assert [a.sequence for a in again[:5]] == [a.sequence for a in first]
-    assert len(again) == 10
-
-
-def test_a_rebuild_with_a_third_model_replaces_one_begun(bench: Bench) -> None:
-    bench.index().open(bench.namespace)
-    begun = building(bench)
-    begun.place(bench.arrivals("p", vectors(5)))
-    other = building(bench, "model-c")
-    other.place(bench.arrivals("p", vectors(5)))
-    other.switch(bench.namespace)
-    with pytest.raises(ConfigError, match="someone else"):
-        begun.switch(bench.namespace)
-    assert remove_retired(bench.store(), bench.namespace) > 0
-    bench.assert_whole()
-
-
-def test_a_retired_generation_leaves_no_key(bench: Bench) -> None:
-    bench.index().place(bench.arrivals("p", vectors(50)))
-    old = bench.keys()
-    new = building(bench)
-    new.place(bench.arrivals("p", vectors(50)))
-    new.switch(bench.namespace)
-    remove_retired(bench.store(), bench.namespace)
-    assert list(bench.store().pages(old.prefix)) == []
-    assert len(next(iter(bench.store().pages(bench.keys().prefix)))) > 5
-    bench.assert_whole()
-
-
-def test_a_namespace_that_is_not_there_cannot_be_rebuilt(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match="does not exist"):
-        building(bench).open(bench.namespace)
-
-
-def test_what_a_generation_lacks_is_told(bench: Bench) -> None:
-    """Living images only, by id and bytes; not those a younger event has replaced or deleted."""
-    old, new, rows = bench.index(), building(bench), vectors(6)
-    names = ("kept", "lost", "changed", "gone", "replaced", "dead")
-    arrivals = {name: bench.arrival(name, row) for name, row in zip(names, rows, strict=True)}
-    old.place(list(arrivals.values()))
-    old.forget(bench.namespace, "dead", (0, 7))
-    changed = bench.arrival("changed", rows[2], bytes="other", position=(0, 3))
-    new.place([arrivals["kept"], changed, arrivals["gone"], arrivals["replaced"]])
-    new.forget(bench.namespace, "gone", (0, 8))
-    new.forget(bench.namespace, "replaced", (0, 9))
-    new.place([bench.arrival("replaced", rows[4], bytes="newer", position=(0, 10))])
-    missing = new.missing(bench.namespace)
-    assert missing.stored() == 6
-    missing.look(2)
-    assert (missing.count, missing.some) == (1, ["lost"])
-    missing.look(6)
-    missing.look(6)
-    assert (missing.count, missing.some) == (2, ["lost", "changed"])
-
-
-def test_what_a_generation_lacks_is_told_of_many(bench: Bench) -> None:
-    old, new, rows = bench.index(), building(bench), vectors(300)
-    arrivals = bench.arrivals("p", rows)
-    old.place(arrivals)
-    new.place([each for at, each in enumerate(arrivals) if at % 3])
-    missing = new.missing(bench.namespace)
-    missing.look(missing.stored())
-    assert (missing.count, missing.some) == (100, [f"p-{at}" for at in range(0, 30, 3)])
-    new.switch(bench.namespace)
-    missing.look(missing.stored())
-    assert missing.count == 100
-    again = building(bench).missing(bench.namespace)
-    again.look(again.stored())
-    assert again.count == 0
 
 
 def picture(seed: int) -> bytes:
@@ -142,9 +50,14 @@ def stored(bench: Bench, pictures: Mapping[str, bytes]) -> None:
 
 @pytest.fixture
 def rebuild(
-    redis_server: LocalRedis, kafka_server: LocalKafka, topics: Topics, tmp_path: Path
+    redis_server: LocalRedis,
+    kafka_server: LocalKafka,
+    topics: Topics,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Rebuild:
     """Publish events, then run the command with these flags; its exit status."""
+    monkeypatch.setattr("worker.logs.configure", lambda level, shape: None)  # logs are pytest's
 
     def run(events: list[Event], *flags: str) -> int:
         publish(kafka_server.bootstrap, topics.images, events)
@@ -239,6 +152,135 @@ def test_a_rebuild_from_a_file_goes_on_with_the_topic(
     deleted = bench.arrival("b", sha256=hashlib.sha256(picture(2)).digest())
     assert serving.recognise([deleted]) == [None]
     bench.assert_whole()
+
+
+def as_line(image_id: str, file: Path, data: bytes) -> str:
+    """A line that adds a file of these bytes."""
+    file.write_bytes(data)
+    return json.dumps({"schema": 1, "image_id": image_id, "uri": file.as_uri()}) + "\n"
+
+
+def test_a_file_that_came_to_hand_after_the_first_run(
+    redis_server: LocalRedis, rebuild: Rebuild, tmp_path: Path
+) -> None:
+    """As the message of the first run says; then once more, when the new generation answers."""
+    bench, file = Bench(redis_server.client, "default"), tmp_path / "events.jsonl"
+    stored(bench, {"b": picture(2)})
+    lines = [as_line(n, tmp_path / n, picture(at)) for at, n in enumerate("ab", 1)]
+    file.write_text("".join(reversed(lines)))
+    assert rebuild([by_uri("a", (tmp_path / "a").as_uri()), tombstone("a")]) == 1
+    serving = bench.index(model=Embedder.load(mode="fp32").model_id)
+    deleted = bench.arrival("q", sha256=hashlib.sha256(picture(1)).digest(), store=False)
+    for _ in range(2):
+        assert rebuild([], "--events", str(file)) == 0
+        assert serving.recognise([deleted]) == [None]
+        assert names(bench) == ["a", "b"]
+        file.write_text("\n" + "".join(lines))
+    bench.assert_whole()
+
+
+def test_lines_that_are_no_events_are_told_before_anything_is_begun(
+    redis_server: LocalRedis,
+    rebuild: Rebuild,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of them may be a delete. Namespaces that are not allowed are passed over."""
+    bench, file = Bench(redis_server.client, "default"), tmp_path / "events.jsonl"
+    stored(bench, {"b": picture(2)})
+    good = as_line("b", tmp_path / "b", picture(2))
+    file.write_text(good + "\n" + json.dumps([json.loads(good)], indent=1))
+    assert rebuild([inline("c", picture(3))], "--events", str(file)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --events: lines that are no events: 7, such as line 3: bad_mess")
+    assert len(said.splitlines()) == 1
+    assert not bench.store().command("HEXISTS", bench.keys().root, "building")
+    other = json.dumps(json.loads(good) | {"namespace": "other"})
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((good + other).encode())))
+    assert rebuild([], "--events", "-", "--namespaces", "default") == 0
+    assert names(bench) == ["b", "c"]
+
+
+def test_a_rebuild_waits_for_redis(
+    redis_server: LocalRedis, rebuild: Rebuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thing it asks of the index fails the first time."""
+    bench = Bench(redis_server.client, "default")
+    stored(bench, {"a": picture(1)})
+    failed: list[str] = []
+
+    def fail_once(owner: type, name: str) -> None:
+        ask = getattr(owner, name)
+
+        def asked(self: object, *arguments: object) -> object:
+            if name not in failed:
+                failed.append(name)
+                raise InfrastructureError("Redis: away")
+            return ask(self, *arguments)
+
+        monkeypatch.setattr(owner, name, asked)
+
+    for name in ("missing", "maintain", "switch"):
+        fail_once(Index, name)
+    for name in ("stored", "look"):
+        fail_once(Missing, name)
+    fail_once(Store, "pages")
+    assert rebuild([inline("a", picture(1))]) == 0
+    assert failed == ["missing", "maintain", "stored", "look", "switch", "pages"]
+    assert names(bench) == ["a"]
+
+
+def test_a_rebuild_goes_on_when_redis_was_killed_in_the_middle(
+    redis_server: LocalRedis, rebuild: Rebuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It works on in the generation it began, though the server is another one by its history."""
+    bench, maintain, batches = Bench(redis_server.client, "default"), Index.maintain, count(1)
+    stored(bench, {f"{at}": picture(at) for at in range(8)})
+
+    middle, killed = threading.Event(), threading.Event()
+
+    def wait_in_the_middle(index: Index, namespace: str | None = None) -> bool:
+        if next(batches) == 4:
+            middle.set()
+            assert killed.wait(60)
+        return maintain(index, namespace)
+
+    monkeypatch.setattr(Index, "maintain", wait_in_the_middle)
+    monkeypatch.setattr("worker.index.rebuild.IN_FLIGHT", 1)
+    events = [inline(f"{at}", picture(at)) for at in range(8)]
+    with ThreadPoolExecutor(1) as pool:  # the server ends with the thread that starts it
+        status = pool.submit(rebuild, events)
+        assert middle.wait(60)
+        redis_server.kill()
+        killed.set()
+        sleep(1)
+        redis_server.start()
+        assert status.result() == 0
+    assert next(batches) > 8
+    assert names(bench) == [f"{at}" for at in range(8)]
+    bench.assert_whole()
+
+
+def test_a_rebuild_that_another_one_has_replaced_ends(
+    redis_server: LocalRedis,
+    rebuild: Rebuild,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(redis_server.client, "default")
+    stored(bench, {"a": picture(1)})
+    maintain = Index.maintain
+
+    def begin_another(index: Index, namespace: str | None = None) -> bool:
+        Index(bench.connect(), "model-b", bench.settings, building=True).open("default")
+        return maintain(index, namespace)
+
+    monkeypatch.setattr(Index, "maintain", begin_another)
+    many = [inline(f"{at}", picture(at)) for at in range(2)]
+    monkeypatch.setattr("worker.index.rebuild.IN_FLIGHT", 1)
+    assert rebuild(many) == 2
+    assert "is being rebuilt by someone else" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_rebuild_needs_its_file_and_its_topic(

@@ -5,10 +5,13 @@
 -- ARGV[3]  record layout version
 -- ARGV[4]  centroid of the first cluster, 128 bytes
 -- ARGV[5]  salt of the lookups: fresh random bytes
+-- ARGV[6]  the generation that the caller has begun or gone on with before: no other will do; or empty
 -- Returns  {'building', generation, history}, {'serving', generation, history} when this model
---          answers already, {'none'} when there is no such namespace
+--          answers already, {'none'} when there is no such namespace, {'gone'} when the generation
+--          asked for neither answers nor is being built: then nothing is begun
 
 local root = redis.call('HMGET', KEYS[1], 'serving', 'building')
+if ARGV[6] ~= '' and root[1] ~= ARGV[6] and root[2] ~= ARGV[6] then return {'gone'} end
 if not root[1] then return {'none'} end
 if redis.call('HGET', KEYS[1], 'model:' .. root[1]) == ARGV[2] then
   return {'serving', root[1], history()}

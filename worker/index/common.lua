@@ -16,6 +16,7 @@ local LOG_LENGTH = 10000    -- changes kept; a worker further behind reads the w
 local FIELDS = 1000         -- arguments of one command: Lua's stack takes some 8,000
 local LIVE, COPY, DELETED = 0, 1, 2
 local CHAIN = 1000          -- earlier lives of an id looked for where they are not remembered
+local FILES = 2147483648    -- partitions from here on are files that a rebuild read, one each
 local WHERE = 28            -- in an image's record, the first of 6 bytes: cluster, or a copy's original
 
 local meta = KEYS[2]
@@ -206,8 +207,18 @@ local function remember_chain(past, latest)
   end
 end
 
+-- Whether the topic told an event of an id.
+local function is_on_topic(past, record)
+  if record.partition < FILES then return true end
+  if record.kind == DELETED and record.deleted_partition < FILES then return true end
+  local first = redis.call('ZRANGE', past, 0, 0)[1]
+  return first and struct.unpack('>I4', first) < FILES
+end
+
 -- Which life of an id an event is of that is not the newest of its partition: the one that the next
 -- event of this partition was of. nil: it is newer than all its partition has done to the id.
+-- A file holds what was before the topic, whenever it is read: once the topic has told an event of the
+-- id, what a file tells that is not known is too late for a life of its own, and counts for the latest.
 local function life_at(digest, latest, record, partition, offset)
   local past, at = past_key(digest), position(partition, offset)
   if redis.call('EXISTS', past) == 0 then remember_chain(past, latest) end
@@ -217,6 +228,7 @@ local function life_at(digest, latest, record, partition, offset)
   if record.partition == partition and offset <= record.offset then return latest end
   if record.kind == DELETED and record.deleted_partition == partition
     and offset <= record.deleted_offset then return latest end
+  if partition >= FILES and is_on_topic(past, record) then return latest end
   return nil
 end
 

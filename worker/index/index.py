@@ -18,10 +18,10 @@ from worker.index.missing import Missing
 from worker.index.placing import Placing
 from worker.index.recent import Position, Recent, Write
 from worker.index.space import (
+    Building,
     Space,
     Spaces,
     exists,
-    open_building,
     open_space,
     serving_keys,
     switch,
@@ -58,7 +58,7 @@ class Index:
         """`building` works on the generation this model is filling, not on the one that answers."""
         self._store = Store(client)
         self._settings = settings
-        opener = open_building if building else open_space
+        opener = Building() if building else open_space
         self._spaces = Spaces(self._store, model_id, settings.open_namespaces, opener)
         self._maintainer = Maintainer(self._store, settings)
         self._placing = Placing(self._store, settings, self._maintainer, self._names_in)

@@ -27,7 +27,8 @@ a namespace by one model: `rebuild` fills the next one while the first answers.
 
 Record (BE): u8 kind (0 living, 1 exact copy, 2 deleted), 16 bytes SHA-256, u32 partition, u48
 offset, u48 cluster, or for a copy the sequence of its original; a deleted one ends with the
-delete's u32 partition and u48 offset.
+delete's u32 partition and u48 offset. Partitions from FILES on are no topic's: each is a file that
+a rebuild read, whose lines are the offsets, and which was before the topic.
 
 Sixteen bytes of a SHA-256 are enough: an accident needs 2^64 images, and an attacker who spends
 2^64 work makes two images of his own count as the same. Linear hashing keeps 20 to 80 fields in a
@@ -54,6 +55,9 @@ SALT = 16
 SPAN = 32
 LOAD = 40
 CHUNK = 60
+
+FILES = 1 << 31
+"""Kafka's partitions are int32."""
 
 LIVE, COPY, DELETED = 0, 1, 2
 IMAGE = struct.Struct(">B16sIHIHI")

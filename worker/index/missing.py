@@ -4,6 +4,7 @@ Owns the comparison, by id and bytes, page by page; it reads only. It must not k
 something is missing.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from worker.index.keys import DELETED, IMAGE, REMOVAL, SPAN, Keys, digest
@@ -49,10 +50,13 @@ class Missing:
         return self._sequence(self._old)
 
     def look(self, upto: int) -> None:
-        """Compare the images up to a sequence that were not compared before."""
+        """Compare the images up to a sequence that were not compared before.
+
+        After InfrastructureError it may be called again, and goes on where it was.
+        """
         if self._old.prefix == self._new.prefix:
             return  # it answers already, and workers write to it
-        for first in range(self._seen // SPAN, upto // SPAN + 1, PAGE):
+        for first in range((self._seen + 1) // SPAN, upto // SPAN + 1, PAGE):
             self._compare(
                 {
                     name: image
@@ -60,7 +64,7 @@ class Missing:
                     if self._seen < sequence <= upto
                 }
             )
-        self._seen = max(self._seen, upto)
+            self._seen = max(self._seen, min(upto, (first + PAGE) * SPAN - 1))
 
     def _sequence(self, keys: Keys) -> int:
         return int(self._store.command("HGET", keys.meta, "sequence") or 0)
@@ -80,30 +84,68 @@ class Missing:
         return found
 
     def _compare(self, images: dict[bytes, Image]) -> None:
-        for name, there in self._look_up(list(images)).items():
-            if there is None or not _stands_for(there, images[name]):
-                self.count += 1
-                if len(self.some) < NAMED:
-                    self.some.append(name.decode())
+        places = self._look_up(list(images))
+        latest = self._read(places)
+        lacking = [
+            name
+            for name, image in images.items()
+            if name not in latest
+            or not (_stands_for(latest[name], image) or self._has_ended(places[name], image))
+        ]
+        self.count += len(lacking)
+        self.some += [name.decode() for name in lacking[: NAMED - len(self.some)]]
 
-    def _look_up(self, names: list[bytes]) -> dict[bytes, Image | None]:
-        """What `new` has under each id."""
+    def _look_up(self, names: list[bytes]) -> dict[bytes, int]:
+        """The last sequence `new` has of each id it knows.
+
+        Workers may insert meanwhile, and lookups grow: where an id's bucket is another one after
+        it was read, its entry may have moved there unseen.
+        """
+        found: dict[bytes, int] = {}
+        waiting = self._buckets(names)
+        while waiting:
+            asked = [("HGET", key, digest(name.decode())) for name, key in waiting.items()]
+            replies = zip(waiting, self._store.commands(asked), strict=True)
+            found |= {name: int(reply) for name, reply in replies if reply}
+            now = self._buckets([name for name in waiting if name not in found])
+            waiting = {name: key for name, key in now.items() if key != waiting[name]}
+        return found
+
+    def _buckets(self, names: list[bytes]) -> dict[bytes, str]:
+        """The key under which `new` would have each id now."""
         new, last = self._new, self._sequence(self._new)
         salt = self._store.command("HGET", new.meta, "salt")
-        digests = [digest(name.decode()) for name in names]
-        replies = self._store.commands(
-            [("HGET", new.lookup("id:", d, last, salt), d) for d in digests]
-        )
-        found = {n: int(reply) for n, reply in zip(names, replies, strict=True) if reply}
-        places = [new.record(sequence) for sequence in found.values()]
-        records = self._store.commands([("HGET", key, first) for key, first in places])
-        images = {n: Image.unpack(raw) for n, raw in zip(found, records, strict=True) if raw}
-        return {name: images.get(name) for name in names}
+        return {name: new.lookup("id:", digest(name.decode()), last, salt) for name in names}
+
+    def _read(self, places: dict[bytes, int]) -> dict[bytes, Image]:
+        """What `new` has at some sequences."""
+        asked = [self._new.record(sequence) for sequence in places.values()]
+        records = self._store.commands([("HGET", key, first) for key, first in asked])
+        return {n: Image.unpack(raw) for n, raw in zip(places, records, strict=True) if raw}
+
+    def _has_ended(self, sequence: int, image: Image) -> bool:
+        """Whether `new` had the image, too, and a younger event deleted it before another came.
+
+        That another is there does not tell: `old` may have refused that one for this image's sake.
+        """
+        lives = self._lives(sequence)
+        return any(life.sha == image.sha and _is_younger(life, image) for life in lives)
+
+    def _lives(self, sequence: int) -> Iterator[Image]:
+        """What `new` has of an id, from this life back."""
+        while sequence:
+            key, first = self._new.record(sequence)
+            packed, earlier = self._store.command("HMGET", key, first, first + 3)
+            if packed:
+                yield Image.unpack(packed)
+            sequence = int(earlier or 0)
 
 
 def _stands_for(there: Image, image: Image) -> bool:
-    """Whether an image is kept, or was replaced or deleted by an event younger than it."""
-    same_partition = there.news[0] == image.added[0]
-    if same_partition and there.news[1] > image.added[1]:
-        return True  # what answers now has not come to that event yet
-    return there.living and there.sha == image.sha
+    """Whether it is the image, or an event has deleted it that `old` may not have come to yet."""
+    return there.sha == image.sha if there.living else _is_younger(there, image)
+
+
+def _is_younger(life: Image, image: Image) -> bool:
+    """Whether the life's last event came after the one an image was added by."""
+    return life.news[0] == image.added[0] and life.news[1] > image.added[1]

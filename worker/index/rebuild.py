@@ -4,27 +4,27 @@ Owns the second reading of the events. They pass the same pipeline as ever; only
 generation being built, and nobody is told the verdicts. The order: read everything, switch, read
 what came until the switch. Workers of the old model cannot write after it, so nothing is left out.
 Interrupted, it is started again: what is stored already is recognised. The pipeline's threads, the
-decoders and the embedder are used as a worker uses them.
+decoders and the embedder are used as a worker uses them; Redis is waited for as it does, too.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from queue import Empty
 
 from kafka import KafkaConsumer
 from kafka.structs import TopicPartition
 
-from worker import flags
+from worker import flags, logs
 from worker.broker import connect as connect_kafka
 from worker.broker import record_of
 from worker.config import Settings, harmless_environment
 from worker.decoding import DecoderPool
 from worker.embedder import Embedder
-from worker.errors import ConfigError, DedupError, EventError
+from worker.errors import ConfigError, DedupError, EventError, InfrastructureError
 from worker.images import ImageLimits
+from worker.index.event_file import read_events
 from worker.index.index import Index
 from worker.index.missing import Missing
 from worker.index.settings import index_settings
@@ -41,8 +41,6 @@ from worker.source_settings import source_policy
 from worker.sources import Fetcher
 from worker.storage import connect
 
-NO_PARTITION = 0xFFFF_FFFF
-"""Partition of events read from a file: no event of Kafka counts as older than they."""
 IN_FLIGHT = 256
 """Events in work at once."""
 POLL_MS = 500
@@ -73,8 +71,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--events",
+        metavar="FILE",
         help="JSON lines of events that the topic no longer holds, in their order, or -: they are "
-        "read before the topic",
+        "read before the topic, and count as older than all of it",
     )
     parser.add_argument(
         "--allow-missing",
@@ -86,24 +85,25 @@ def main(argv: list[str]) -> int:
     flags.add_flags(parser, Settings)
     args = parser.parse_args(argv)
     settings = flags.from_flags(Settings, args)
+    logs.configure(settings.log_level, settings.log_format)
+    events = () if args.events is None else read_events(args.events, message_limits(settings))
     embedder = Embedder.load(args.to_model, mode=settings.embed_mode, device=settings.device)
     client = connect(settings)
     threshold = settings.threshold or embedder.threshold
     index = Index(client, embedder.model_id, index_settings(settings, threshold), building=True)
     namespaces = args.namespace or ["default"]
-    for namespace in namespaces:
-        index.open(namespace)
     with _pipeline(settings, embedder, index) as pipeline:
         rebuild = Rebuild(pipeline, index, namespaces, settings, args.allow_missing)
         try:
-            rebuild.run(_lines(args.events))
+            rebuild.run(events)
         except ImagesMissing as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         finally:
             for failure in rebuild.failures:
                 print(failure, file=sys.stderr)
-    removed = sum(remove_retired(Store(client), namespace) for namespace in namespaces)
+        store, persist = Store(client), pipeline.persist
+        removed = sum(persist("remove", remove_retired, store, each) for each in namespaces)
     print(
         f"{', '.join(namespaces)}: {rebuild.done} events stored with model {embedder.model_id}, "
         f"{rebuild.failed} failed; switched; {removed} keys of the old generation removed"
@@ -123,7 +123,7 @@ class Rebuild:
         allowed: int,
     ) -> None:
         """`allowed`: how many images of a namespace may be missing where it is switched."""
-        self._pipeline, self._index = pipeline, index
+        self._pipeline, self._persist, self._index = pipeline, pipeline.persist, index
         self._namespaces, self._settings = namespaces, settings
         self._allowed = allowed
         self._limits = message_limits(settings)
@@ -131,31 +131,38 @@ class Rebuild:
         self.done = self.failed = 0
         self.failures: list[str] = []  # the first of them, in words
 
-    def run(self, lines: Iterable[bytes]) -> None:
-        """Read JSON events, one a line, and the topic to its end; switch; read to its end then.
+    def run(self, events: Iterable[Record]) -> None:
+        """Read events and the topic to its end; switch; read to its end then.
 
-        Raises ImagesMissing, before the switch or for what came during it.
+        Raises ImagesMissing, before the switch or for what came during it, and ConfigError where
+        there is no such namespace or topic, or somebody else rebuilds.
         """
-        missing = {namespace: self._index.missing(namespace) for namespace in self._namespaces}
+        missing = {
+            each: self._persist("open", self._index.missing, each) for each in self._namespaces
+        }
         with _reading(self._settings) as unread:
-            self.feed(_records(lines))
+            self.feed(events)
             self.feed(unread())
             # All that is stored now was on the topic before, so then it has been read here, too.
-            stored = {namespace: each.stored() for namespace, each in missing.items()}
+            stored = {
+                namespace: self._persist("stored", each.stored)
+                for namespace, each in missing.items()
+            }
             self.feed(unread())
             for namespace, upto in stored.items():
                 self._refuse(
                     missing[namespace], namespace, upto, "not switched: what answered goes on"
                 )
             for namespace in self._namespaces:
-                self._index.switch(namespace)
+                self._persist("switch", self._index.switch, namespace)
             self.feed(unread())
         for namespace, each in missing.items():
-            self._refuse(each, namespace, each.stored(), "switched; these came meanwhile")
+            upto = self._persist("stored", each.stored)
+            self._refuse(each, namespace, upto, "switched; these came meanwhile")
 
     def _refuse(self, missing: Missing, namespace: str, upto: int, state: str) -> None:
         """Raise ImagesMissing when more than is allowed is missing of what is stored `upto`."""
-        missing.look(upto)
+        self._persist("compare", missing.look, upto)
         if missing.count > self._allowed:
             raise ImagesMissing(
                 f"{namespace}: images that could not be stored again: {missing.count}, such as "
@@ -191,17 +198,28 @@ class Rebuild:
                 jobs = self._pipeline.outcomes.get(timeout=POLL_MS / 1000)
             except Empty:
                 if not self._pipeline.alive():
-                    raise DedupError(f"the pipeline died: {self._pipeline.failure}") from None
+                    raise _cause(self._pipeline.failure) from None
                 continue
             failed = [job for job in jobs if isinstance(job.outcome, EventError)]
             self.failed += len(failed)
             self.done += len(jobs) - len(failed)
             for job in failed[: FAILURES - len(self.failures)]:
                 self.failures.append(f"{job.event.image_id if job.event else '?'}: {job.outcome}")
-            touched = {job.event.namespace for job in jobs if job.event}
-            while any(self._index.maintain(namespace) for namespace in touched):
-                pass
+            self._maintain({job.event.namespace for job in jobs if job.event})
             return len(jobs)
+
+    def _maintain(self, namespaces: set[str]) -> None:
+        """Do the upkeep that is due; where Redis is away it can wait for the next batch."""
+        with suppress(InfrastructureError):
+            while any(self._index.maintain(namespace) for namespace in namespaces):
+                pass
+
+
+def _cause(failure: BaseException | None) -> DedupError:
+    """Why the pipeline died; what is for whoever runs the command stays as it was said."""
+    if isinstance(failure, ConfigError):
+        return failure
+    return DedupError(f"the pipeline died: {failure}")
 
 
 @contextmanager
@@ -243,23 +261,6 @@ def _until_end(
         prefetched.before_poll()
         for messages in consumer.poll(timeout_ms=POLL_MS).values():
             yield from map(record_of, messages)
-
-
-def _lines(events: str | None) -> Iterable[bytes]:
-    if events is None:
-        return ()
-    if events == "-":
-        return sys.stdin.buffer
-    try:
-        return Path(events).open("rb")
-    except OSError as error:
-        raise ConfigError(f"--events: {error}") from None
-
-
-def _records(lines: Iterable[bytes]) -> Iterator[Record]:
-    for number, line in enumerate(lines):
-        if line.strip():
-            yield Record("", NO_PARTITION, number, 0, None, line)
 
 
 @contextmanager

@@ -90,16 +90,31 @@ def exists(store: Store, namespace: str) -> bool:
     return bool(store.command("HEXISTS", Keys(namespace, "").root, "serving"))
 
 
-def open_building(store: Store, namespace: str, model_id: str) -> Space:
-    """Open the generation this model is filling, or has filled; begin one when there is none.
+class Building:
+    """Opens the generations that one model is filling, or has filled; begins those there are not.
 
-    Raises ConfigError when the namespace does not exist.
+    Once it has opened one of a namespace, it opens no other: that would be filled from its middle,
+    and what somebody else is filling by now would be given up for it.
     """
-    offered = Keys(namespace, secrets.token_hex(4))
-    state, *generation = store.script("begin", offered, *_offer(model_id))
-    if state == b"none":
-        raise ConfigError(f"namespace {namespace!r} does not exist")
-    return Space(store, Keys(namespace, *(part.decode() for part in generation)))
+
+    def __init__(self) -> None:
+        self._opened: dict[str, str] = {}  # generations by namespace
+
+    def __call__(self, store: Store, namespace: str, model_id: str) -> Space:
+        """Open a namespace. Raises ConfigError where there is none, or its generation is gone."""
+        offered = Keys(namespace, secrets.token_hex(4))
+        opened = self._opened.get(namespace, "")
+        state, *generation = store.script("begin", offered, *_offer(model_id), opened)
+        if state == b"none":
+            raise ConfigError(f"namespace {namespace!r} does not exist")
+        if state == b"gone":
+            raise ConfigError(
+                f"namespace {namespace!r} is being rebuilt by someone else, or Redis has lost what "
+                "was built: when nobody else does, run the rebuild again"
+            )
+        keys = Keys(namespace, *(part.decode() for part in generation))
+        self._opened[namespace] = keys.generation
+        return Space(store, keys)
 
 
 def serving_keys(store: Store, namespace: str) -> Keys:
