@@ -18,6 +18,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from signal import SIGKILL
+from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ MICRO = 1_000_000
 # as an open transaction of a dead worker hides it.
 READ_SECONDS, HIDDEN_SECONDS = 60.0, 120.0
 FED_AT_ONCE = 30
+ANYTHING_SECONDS = 10.0  # in which everything there is has been read
 Place = tuple[int, int]
 """Partition and offset of an event."""
 Life = tuple[str, str | None]
@@ -118,9 +120,23 @@ class Oracle:
         committed = self.committed()
         passed = {(p, o) for p, o in self.sent if o < committed.get(p, 0)}
         patience = HIDDEN_SECONDS if self._exactly_once else READ_SECONDS
-        until(lambda: self._read() >= passed, patience, "outcomes below the offsets")
+        try:
+            until(lambda: self._read() >= passed, patience, "outcomes below the offsets")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self._tell(passed - self._read())}") from None
         ends = {partition: offset + 1 for partition, offset in sorted(self.sent)}
         return all(committed.get(partition) == end for partition, end in ends.items())
+
+    def _tell(self, missing: set[Place]) -> str:
+        """Which events have no outcome that may be read, and how many that may not."""
+        with Reader(self._bootstrap, self._topics.verdicts, self._topics.dead_letters) as reader:
+            deadline = monotonic() + ANYTHING_SECONDS
+            while monotonic() < deadline:
+                reader.read()
+            written = Counter(map(told_of, reader.verdicts(self._topics.verdicts)))
+        lives = {place: life_of(self.sent[place]) for place in sorted(missing)}
+        found = {place: (*life, written[life]) for place, life in lives.items()}
+        return f"missing, and written so often in transactions that did not end: {found}"
 
     def wait_for(self, outcomes: int, seconds: float) -> None:
         """Wait for so many outcomes in all, repeated ones too, looking at every step."""
