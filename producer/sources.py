@@ -10,9 +10,11 @@ Kafka or the wire format.
 """
 
 import csv
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any, BinaryIO, TextIO
 from urllib.parse import urlsplit
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
+LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 LINK_SCHEMES = ("http", "https", "file", "s3")
 
 
@@ -55,7 +58,10 @@ def id_of_link(link: str) -> str:
 
 
 def read_folder(folder: Path) -> Iterator[Item]:
-    """Every regular file below `folder`, in sorted order; linked folders are not entered."""
+    """Every regular file below `folder`, in sorted order; linked folders are not entered.
+
+    Links that lead nowhere and pipes are passed over; what cannot be looked into is `Rejected`.
+    """
 
     def complain(error: OSError) -> None:
         problems.append(Rejected(str(error.filename), error.strerror or str(error)))
@@ -65,13 +71,30 @@ def read_folder(folder: Path) -> Iterator[Item]:
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if path.is_file():
+            try:
+                regular = _is_regular(path)
+            except OSError as error:
+                complain(error)
+                continue
+            if regular:
                 relative = path.relative_to(folder).as_posix()
                 # A name that is no UTF-8 still gets an id that is.
                 image_id = os.fsencode(relative).decode(errors="backslashreplace")
                 yield Found(image_id, image_id, path.absolute().as_uri(), path)
         yield from problems
         problems.clear()
+    # Nothing follows a folder that cannot be read where it is the last, or the only one.
+    yield from problems
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether it is a file or a link to one; raises OSError where that cannot be known."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in LEADS_NOWHERE:
+            return False
+        raise
 
 
 def count_folder(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """What a folder, a CSV and JSON lines give, hostile ones too."""
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -70,6 +71,53 @@ def test_a_folder_that_links_to_itself_ends(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
     assert count_folder(tmp_path) == 1
+
+
+@pytest.mark.parametrize("unreadable", ["", "a", "b", "b/last"])
+def test_a_folder_that_cannot_be_read_is_reported_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str
+) -> None:
+    for name in ("a", "b", "b/last"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.jpg").write_bytes(b"x")
+    scandir = os.scandir
+
+    def denied(path: str) -> object:
+        # What root, who runs the tests here and there, would not meet.
+        if Path(path) == tmp_path / unreadable:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    rejected = [item for item in read_folder(tmp_path) if isinstance(item, Rejected)]
+    assert rejected == [Rejected(str(tmp_path / unreadable), "Permission denied")]
+
+
+def test_a_file_that_cannot_be_looked_at_is_reported_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    look = Path.stat
+
+    def denied(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "a.jpg":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    bad, good = sorted(read_folder(tmp_path), key=lambda item: isinstance(item, Found))
+    assert bad == Rejected(str(tmp_path / "a.jpg"), "Permission denied")
+    assert isinstance(good, Found)
+
+
+def test_links_that_lead_nowhere_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "below a file").symlink_to(tmp_path / "a.jpg" / "nothing")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (item,) = read_folder(tmp_path)
+    assert isinstance(item, Found)
 
 
 def test_csv_links_of_several_columns_with_blank_cells() -> None:
