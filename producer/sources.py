@@ -115,7 +115,7 @@ def read_csv(file: TextIO, columns: Sequence[str], delimiter: str = ",") -> Iter
         header = [name.strip() for name in next(rows, [])]
     except csv.Error as error:
         raise SourceError(f"header: {error}") from None
-    wanted = [(name, _position(header, name)) for name in columns or _only(header)]
+    wanted = [(name, _position(header, name)) for name in columns or _only(header, delimiter)]
     while True:
         try:
             row = next(rows, None)
@@ -128,16 +128,33 @@ def read_csv(file: TextIO, columns: Sequence[str], delimiter: str = ",") -> Iter
             yield from _links_of_row(row, len(header), wanted, rows.line_num)
 
 
-def _only(header: list[str]) -> list[str]:
+def _only(header: list[str], delimiter: str) -> list[str]:
+    _refuse_links(header)
     if len(header) != 1:
         raise SourceError(f"name the columns of links with --column; there are {_list(header)}")
+    if any(other in header[0] for other in ",;\t" if other != delimiter):
+        raise SourceError(
+            f"one column, {header[0]!r}: a .csv is read with ',' and a .tsv with tabs between its"
+            " columns; convert the file, or name that column with --column"
+        )
     return header
 
 
 def _position(header: list[str], name: str) -> int:
     if header.count(name) != 1:
+        _refuse_links(header)
         raise SourceError(f"{header.count(name)} columns are named {name!r} of {_list(header)}")
     return header.index(name)
+
+
+def _refuse_links(header: list[str]) -> None:
+    """Raises SourceError where the first line is no header, whose links would be lost."""
+    for cell in header:
+        if _link_problem(cell) is None:
+            raise SourceError(
+                f"the first line holds a link, {cell[:80]!r}, where the names of the columns are"
+                " wanted; put a line with names, such as 'link', before it"
+            )
 
 
 def _list(names: list[str]) -> str:

@@ -25,8 +25,8 @@ from producer.sources import (
 LINK = "https://images.example/one.jpg"
 
 
-def csv_items(text: str, *columns: str) -> list[Item]:
-    return list(read_csv(io.StringIO(text, newline=""), columns))
+def csv_items(text: str, *columns: str, delimiter: str = ",") -> list[Item]:
+    return list(read_csv(io.StringIO(text, newline=""), columns, delimiter))
 
 
 def json_items(data: bytes) -> list[Item]:
@@ -150,6 +150,36 @@ def test_csv_ids_are_the_same_for_the_same_link_anywhere() -> None:
 def test_a_csv_header_that_does_not_fit_is_one_error(text: str, columns: tuple[str, ...]) -> None:
     with pytest.raises(SourceError):
         csv_items(text, *columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        (f"{LINK}\nhttp://h.example/b\n", ()),
+        (f"HTTP://h.example/a,{LINK}\n", ()),
+        (f"shirt,{LINK}\nhat,http://h.example/b\n", ("link",)),
+        (f"shirt , s3://bucket/a\nhat,{LINK}\n", ()),
+    ],
+)
+def test_a_csv_without_a_header_loses_no_link(text: str, columns: tuple[str, ...]) -> None:
+    with pytest.raises(SourceError, match="put a line with names"):
+        csv_items(text, *columns)
+
+
+def test_a_column_may_be_named_like_a_link() -> None:
+    (item,) = csv_items(f"name,https://schema.org/image\nhat,{LINK}\n", "https://schema.org/image")
+    assert isinstance(item, Found)
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter"), [("url;o", ","), ("url\to", ","), ("url,o", "\t"), ("url;o", "\t")]
+)
+def test_columns_set_apart_by_something_else_are_not_one(header: str, delimiter: str) -> None:
+    text = f"{header}\n{LINK}\n"
+    with pytest.raises(SourceError, match=r"a \.csv is read with ',' and a \.tsv with tabs"):
+        csv_items(text, delimiter=delimiter)
+    (item,) = csv_items(text, header, delimiter=delimiter)
+    assert isinstance(item, Found)
 
 
 @pytest.mark.parametrize(
