@@ -9,6 +9,7 @@ Kafka or the wire format.
 - JSON lines: the line's own `image_id`; without one, the hash of its `uri` as for CSV
 """
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -134,7 +135,7 @@ def _only(header: list[str], delimiter: str) -> list[str]:
         raise SourceError(f"name the columns of links with --column; there are {_list(header)}")
     if any(other in header[0] for other in ",;\t" if other != delimiter):
         raise SourceError(
-            f"one column, {header[0]!r}: a .csv is read with ',' and a .tsv with tabs between its"
+            f"one column, {header[0][:80]!r}: a .csv is read with ',' and a .tsv with tabs between its"
             " columns; convert the file, or name that column with --column"
         )
     return header
@@ -182,11 +183,16 @@ def _links_of_row(
 def read_json_lines(file: BinaryIO) -> Iterator[Item]:
     """One event a line, as the worker takes it; blank lines are left out.
 
-    Only what is needed to address the event is looked at here.
+    Only what is needed to address the event is looked at here. Raises SourceError for a file that
+    is one array: its lines, or what of them happened to be objects, would mean something else.
     """
+    begun = False
     for number, line in enumerate(_bounded_lines(file), 1):
         place = f"line {number}"
-        if line is None:
+        if not begun and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            raise SourceError(f"{place}: an array; one object a line is wanted")
+        begun = begun or bool(line.strip())
+        if _too_long(line):
             yield Rejected(place, f"longer than {MAX_LINE_BYTES} bytes")
         elif line.strip():
             yield _parse_line(line, place)
@@ -209,15 +215,17 @@ def _parse_line(line: bytes, place: str) -> Item:
     return Found(place, image_id, uri, fields=event)
 
 
-def _bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """The lines of a file; None for one that is too long, whose rest is read and dropped."""
+def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long the beginning, the rest is read and dropped."""
     while line := file.readline(MAX_LINE_BYTES + 1):
-        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
-            yield line
-            continue
-        while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-            pass
-        yield None
+        yield line
+        if _too_long(line):
+            while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+
+
+def _too_long(line: bytes) -> bool:
+    return len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
 
 
 def _link_problem(link: str) -> str | None:

@@ -233,16 +233,35 @@ def test_a_json_line_without_an_id_gets_the_one_of_its_link() -> None:
     ],
 )
 def test_a_bad_json_line_is_reported_with_its_number_and_the_rest_goes_on(line: bytes) -> None:
-    bad, good = json_items(line + b'\n{"image_id":"good","op":"delete"}\n')
+    good = b'{"image_id":"good","op":"delete"}\n'
+    before, bad, after = json_items(good + line + b"\n" + good)
+    assert isinstance(before, Found)
     assert isinstance(bad, Rejected)
-    assert bad.place == "line 1"
-    assert isinstance(good, Found)
-    assert good.place == "line 2"
+    assert bad.place == "line 2"
+    assert isinstance(after, Found)
+    assert after.place == "line 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f'[{{"uri":"{LINK}"}}]', 1),
+        (f'[\n{{"uri":"{LINK}"}},\n{{"uri":"{LINK}"}}\n]\n', 1),
+        (f'\n \n\t[{{"uri":"{LINK}"}}]', 3),
+        (f'\ufeff[{{"uri":"{LINK}"}}]', 1),
+        ("[" + f'{{"uri":"{LINK}"}},' * (MAX_LINE_BYTES // len(LINK)), 1),
+    ],
+    ids=["one line", "a line each", "after blank lines", "with a mark", "longer than a line"],
+)
+def test_an_array_is_one_error(text: str, line: int) -> None:
+    with pytest.raises(SourceError, match=f"line {line}: an array; one object a line is wanted"):
+        json_items(text.encode())
 
 
 @given(st.binary(max_size=300))
 def test_no_bytes_stop_the_reading_of_json_lines(data: bytes) -> None:
-    assert all(isinstance(item, Found | Rejected) for item in json_items(data))
+    lines = b"{}\n" + data  # what begins like an array is one error
+    assert all(isinstance(item, Found | Rejected) for item in json_items(lines))
 
 
 @given(st.text(max_size=300))
