@@ -135,8 +135,8 @@ def _only(header: list[str], delimiter: str) -> list[str]:
         raise SourceError(f"name the columns of links with --column; there are {_list(header)}")
     if any(other in header[0] for other in ",;\t" if other != delimiter):
         raise SourceError(
-            f"one column, {header[0][:80]!r}: a .csv is read with ',' and a .tsv with tabs between its"
-            " columns; convert the file, or name that column with --column"
+            f"one column, {header[0][:80]!r}: a .csv is read with ',' and a .tsv with tabs between"
+            " its columns; convert the file, or name that column with --column"
         )
     return header
 
