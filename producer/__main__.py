@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = Run(errors, options.rate)
             with _sigterm_interrupts(), _progress(errors, total) as progress:
                 run.publish(made, settings, progress)
-            return run.summarise(settings)
+            return run.summarise(settings, options.source)
     except (ConfigError, InfrastructureError, SourceError, OSError) as error:
         errors.print(f"producer: {error}", markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
@@ -98,7 +98,7 @@ class Run:
             self._say(failure)
         self.seconds = time.monotonic() - started
 
-    def summarise(self, settings: KafkaSettings) -> int:
+    def summarise(self, settings: KafkaSettings, source: str) -> int:
         """Print what came of it to standard output; returns the exit status."""
         tally = self.tally
         pace = f"{tally.acknowledged / self.seconds:.0f}/s" if self.seconds else "–"
@@ -109,6 +109,8 @@ class Run:
         )
         if self.stopped:
             print(f"stopped before the end of the source: {self.stopped}")
+        elif not tally.sent and not self.rejected:
+            self._say(f"nothing to send in {'standard input' if source == '-' else source}")
         if self.stopped == "interrupted":
             return INTERRUPTED
         return INCOMPLETE if self.stopped or tally.failed or self.rejected else OK
@@ -160,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rate", type=_positive, help="most events a second (default: no limit)")
     parser.add_argument("--namespace", type=_namespace, help="for events that name none")
-    parser.add_argument("--op", type=Op, choices=list(Op), help="for events that name none")
+    parser.add_argument("--op", choices=[op.value for op in Op], help="for events that name none")
     parser.add_argument("--key-prefix", default="", help="put before every image id")
     add_flags(parser, KafkaSettings)
     return parser
@@ -182,12 +184,19 @@ def _namespace(text: str) -> str:
 def _open_source(
     options: argparse.Namespace, stack: ExitStack
 ) -> tuple[Iterator[Item], int | None]:
-    """The items of the source, and how many there are where that is cheap to know."""
-    if options.source == "-":
-        return read_json_lines(sys.stdin.buffer), None
+    """The items of the source, and how many there are where that is cheap to know.
+
+    Raises SourceError for a source that cannot be read, or not with these options.
+    """
     path = Path(options.source)
     suffix = path.suffix.lower()
-    if path.is_dir():
+    folder = path.is_dir()
+    if options.column and (folder or suffix not in CSV_DELIMITERS):
+        known = " or ".join(CSV_DELIMITERS)
+        raise SourceError(f"--column is for a file ending in {known}, not for {options.source}")
+    if options.source == "-":
+        return read_json_lines(sys.stdin.buffer), None
+    if folder:
         return read_folder(path), count_folder(path)
     if suffix in CSV_DELIMITERS:
         text = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -208,7 +217,7 @@ def _make_all(
     room = settings.max_message_bytes - ENVELOPE_BYTES
     maker = EventMaker(
         max_message_bytes=settings.max_message_bytes,
-        op=options.op,
+        op=Op(options.op) if options.op else None,
         namespace=options.namespace,
         key_prefix=options.key_prefix,
         inline=options.inline,

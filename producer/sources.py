@@ -9,10 +9,13 @@ Kafka or the wire format.
 - JSON lines: the line's own `image_id`; without one, the hash of its `uri` as for CSV
 """
 
+import codecs
 import csv
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any, BinaryIO, TextIO
 from urllib.parse import urlsplit
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
+LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 LINK_SCHEMES = ("http", "https", "file", "s3")
 
 
@@ -55,7 +59,10 @@ def id_of_link(link: str) -> str:
 
 
 def read_folder(folder: Path) -> Iterator[Item]:
-    """Every regular file below `folder`, in sorted order; linked folders are not entered."""
+    """Every regular file below `folder`, in sorted order; linked folders are not entered.
+
+    Links that lead nowhere and pipes are passed over; what cannot be looked into is `Rejected`.
+    """
 
     def complain(error: OSError) -> None:
         problems.append(Rejected(str(error.filename), error.strerror or str(error)))
@@ -65,13 +72,30 @@ def read_folder(folder: Path) -> Iterator[Item]:
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if path.is_file():
+            try:
+                regular = _is_regular(path)
+            except OSError as error:
+                complain(error)
+                continue
+            if regular:
                 relative = path.relative_to(folder).as_posix()
                 # A name that is no UTF-8 still gets an id that is.
                 image_id = os.fsencode(relative).decode(errors="backslashreplace")
                 yield Found(image_id, image_id, path.absolute().as_uri(), path)
         yield from problems
         problems.clear()
+    # Nothing follows a folder that cannot be read where it is the last, or the only one.
+    yield from problems
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether it is a file or a link to one; raises OSError where that cannot be known."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in LEADS_NOWHERE:
+            return False
+        raise
 
 
 def count_folder(folder: Path) -> int:
@@ -92,7 +116,7 @@ def read_csv(file: TextIO, columns: Sequence[str], delimiter: str = ",") -> Iter
         header = [name.strip() for name in next(rows, [])]
     except csv.Error as error:
         raise SourceError(f"header: {error}") from None
-    wanted = [(name, _position(header, name)) for name in columns or _only(header)]
+    wanted = [(name, _position(header, name)) for name in columns or _only(header, delimiter)]
     while True:
         try:
             row = next(rows, None)
@@ -105,16 +129,33 @@ def read_csv(file: TextIO, columns: Sequence[str], delimiter: str = ",") -> Iter
             yield from _links_of_row(row, len(header), wanted, rows.line_num)
 
 
-def _only(header: list[str]) -> list[str]:
+def _only(header: list[str], delimiter: str) -> list[str]:
+    _refuse_links(header)
     if len(header) != 1:
         raise SourceError(f"name the columns of links with --column; there are {_list(header)}")
+    if any(other in header[0] for other in ",;\t" if other != delimiter):
+        raise SourceError(
+            f"one column, {header[0][:80]!r}: a .csv is read with ',' and a .tsv with tabs between"
+            " its columns; convert the file, or name that column with --column"
+        )
     return header
 
 
 def _position(header: list[str], name: str) -> int:
     if header.count(name) != 1:
+        _refuse_links(header)
         raise SourceError(f"{header.count(name)} columns are named {name!r} of {_list(header)}")
     return header.index(name)
+
+
+def _refuse_links(header: list[str]) -> None:
+    """Raises SourceError where the first line is no header, whose links would be lost."""
+    for cell in header:
+        if _link_problem(cell) is None:
+            raise SourceError(
+                f"the first line holds a link, {cell[:80]!r}, where the names of the columns are"
+                " wanted; put a line with names, such as 'link', before it"
+            )
 
 
 def _list(names: list[str]) -> str:
@@ -142,11 +183,16 @@ def _links_of_row(
 def read_json_lines(file: BinaryIO) -> Iterator[Item]:
     """One event a line, as the worker takes it; blank lines are left out.
 
-    Only what is needed to address the event is looked at here.
+    Only what is needed to address the event is looked at here. Raises SourceError for a file that
+    is one array: its lines, or what of them happened to be objects, would mean something else.
     """
+    begun = False
     for number, line in enumerate(_bounded_lines(file), 1):
         place = f"line {number}"
-        if line is None:
+        if not begun and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            raise SourceError(f"{place}: an array; one object a line is wanted")
+        begun = begun or bool(line.strip())
+        if _too_long(line):
             yield Rejected(place, f"longer than {MAX_LINE_BYTES} bytes")
         elif line.strip():
             yield _parse_line(line, place)
@@ -169,15 +215,17 @@ def _parse_line(line: bytes, place: str) -> Item:
     return Found(place, image_id, uri, fields=event)
 
 
-def _bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """The lines of a file; None for one that is too long, whose rest is read and dropped."""
+def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long the beginning, the rest is read and dropped."""
     while line := file.readline(MAX_LINE_BYTES + 1):
-        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
-            yield line
-            continue
-        while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-            pass
-        yield None
+        yield line
+        if _too_long(line):
+            while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+
+
+def _too_long(line: bytes) -> bool:
+    return len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
 
 
 def _link_problem(link: str) -> str | None:

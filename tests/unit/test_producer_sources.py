@@ -1,5 +1,6 @@
 """What a folder, a CSV and JSON lines give, hostile ones too."""
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -24,8 +25,8 @@ from producer.sources import (
 LINK = "https://images.example/one.jpg"
 
 
-def csv_items(text: str, *columns: str) -> list[Item]:
-    return list(read_csv(io.StringIO(text, newline=""), columns))
+def csv_items(text: str, *columns: str, delimiter: str = ",") -> list[Item]:
+    return list(read_csv(io.StringIO(text, newline=""), columns, delimiter))
 
 
 def json_items(data: bytes) -> list[Item]:
@@ -72,6 +73,53 @@ def test_a_folder_that_links_to_itself_ends(tmp_path: Path) -> None:
     assert count_folder(tmp_path) == 1
 
 
+@pytest.mark.parametrize("unreadable", ["", "a", "b", "b/last"])
+def test_a_folder_that_cannot_be_read_is_reported_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str
+) -> None:
+    for name in ("a", "b", "b/last"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.jpg").write_bytes(b"x")
+    scandir = os.scandir
+
+    def denied(path: str) -> object:
+        # What root, who runs the tests here and there, would not meet.
+        if Path(path) == tmp_path / unreadable:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    rejected = [item for item in read_folder(tmp_path) if isinstance(item, Rejected)]
+    assert rejected == [Rejected(str(tmp_path / unreadable), "Permission denied")]
+
+
+def test_a_file_that_cannot_be_looked_at_is_reported_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    look = Path.stat
+
+    def denied(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "a.jpg":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    bad, good = sorted(read_folder(tmp_path), key=lambda item: isinstance(item, Found))
+    assert bad == Rejected(str(tmp_path / "a.jpg"), "Permission denied")
+    assert isinstance(good, Found)
+
+
+def test_links_that_lead_nowhere_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "below a file").symlink_to(tmp_path / "a.jpg" / "nothing")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (item,) = read_folder(tmp_path)
+    assert isinstance(item, Found)
+
+
 def test_csv_links_of_several_columns_with_blank_cells() -> None:
     items = csv_items(f"name,front,back\nshirt,{LINK},\nhat,,http://h.example/b\n", "front", "back")
     assert [(item.place, item.uri) for item in items if isinstance(item, Found)] == [
@@ -102,6 +150,36 @@ def test_csv_ids_are_the_same_for_the_same_link_anywhere() -> None:
 def test_a_csv_header_that_does_not_fit_is_one_error(text: str, columns: tuple[str, ...]) -> None:
     with pytest.raises(SourceError):
         csv_items(text, *columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        (f"{LINK}\nhttp://h.example/b\n", ()),
+        (f"HTTP://h.example/a,{LINK}\n", ()),
+        (f"shirt,{LINK}\nhat,http://h.example/b\n", ("link",)),
+        (f"shirt , s3://bucket/a\nhat,{LINK}\n", ()),
+    ],
+)
+def test_a_csv_without_a_header_loses_no_link(text: str, columns: tuple[str, ...]) -> None:
+    with pytest.raises(SourceError, match="put a line with names"):
+        csv_items(text, *columns)
+
+
+def test_a_column_may_be_named_like_a_link() -> None:
+    (item,) = csv_items(f"name,https://schema.org/image\nhat,{LINK}\n", "https://schema.org/image")
+    assert isinstance(item, Found)
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter"), [("url;o", ","), ("url\to", ","), ("url,o", "\t"), ("url;o", "\t")]
+)
+def test_columns_set_apart_by_something_else_are_not_one(header: str, delimiter: str) -> None:
+    text = f"{header}\n{LINK}\n"
+    with pytest.raises(SourceError, match=r"a \.csv is read with ',' and a \.tsv with tabs"):
+        csv_items(text, delimiter=delimiter)
+    (item,) = csv_items(text, header, delimiter=delimiter)
+    assert isinstance(item, Found)
 
 
 @pytest.mark.parametrize(
@@ -155,16 +233,35 @@ def test_a_json_line_without_an_id_gets_the_one_of_its_link() -> None:
     ],
 )
 def test_a_bad_json_line_is_reported_with_its_number_and_the_rest_goes_on(line: bytes) -> None:
-    bad, good = json_items(line + b'\n{"image_id":"good","op":"delete"}\n')
+    good = b'{"image_id":"good","op":"delete"}\n'
+    before, bad, after = json_items(good + line + b"\n" + good)
+    assert isinstance(before, Found)
     assert isinstance(bad, Rejected)
-    assert bad.place == "line 1"
-    assert isinstance(good, Found)
-    assert good.place == "line 2"
+    assert bad.place == "line 2"
+    assert isinstance(after, Found)
+    assert after.place == "line 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f'[{{"uri":"{LINK}"}}]', 1),
+        (f'[\n{{"uri":"{LINK}"}},\n{{"uri":"{LINK}"}}\n]\n', 1),
+        (f'\n \n\t[{{"uri":"{LINK}"}}]', 3),
+        (f'\ufeff[{{"uri":"{LINK}"}}]', 1),
+        ("[" + f'{{"uri":"{LINK}"}},' * (MAX_LINE_BYTES // len(LINK)), 1),
+    ],
+    ids=["one line", "a line each", "after blank lines", "with a mark", "longer than a line"],
+)
+def test_an_array_is_one_error(text: str, line: int) -> None:
+    with pytest.raises(SourceError, match=f"line {line}: an array; one object a line is wanted"):
+        json_items(text.encode())
 
 
 @given(st.binary(max_size=300))
 def test_no_bytes_stop_the_reading_of_json_lines(data: bytes) -> None:
-    assert all(isinstance(item, Found | Rejected) for item in json_items(data))
+    lines = b"{}\n" + data  # what begins like an array is one error
+    assert all(isinstance(item, Found | Rejected) for item in json_items(lines))
 
 
 @given(st.text(max_size=300))
