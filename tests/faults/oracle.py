@@ -128,15 +128,20 @@ class Oracle:
         return all(committed.get(partition) == end for partition, end in ends.items())
 
     def _tell(self, missing: set[Place]) -> str:
-        """Which events have no outcome that may be read, and how many that may not."""
-        with Reader(self._bootstrap, self._topics.verdicts, self._topics.dead_letters) as reader:
+        """Which events have no outcome, and how many a reader that begins now has of each."""
+        counts = {kind: self._read_anew(kind) for kind in ("read_committed", "read_uncommitted")}
+        lives = {place: life_of(self.sent[place]) for place in sorted(missing)}
+        return ", ".join(
+            f"{place} {life}: { {kind: count[life] for kind, count in counts.items()} }"
+            for place, life in lives.items()
+        )
+
+    def _read_anew(self, isolation: str) -> "Counter[Life]":
+        with Reader(self._bootstrap, self._topics.verdicts, isolation=isolation) as reader:
             deadline = monotonic() + ANYTHING_SECONDS
             while monotonic() < deadline:
                 reader.read()
-            written = Counter(map(told_of, reader.verdicts(self._topics.verdicts)))
-        lives = {place: life_of(self.sent[place]) for place in sorted(missing)}
-        found = {place: (*life, written[life]) for place, life in lives.items()}
-        return f"missing, and written so often in transactions that did not end: {found}"
+            return Counter(map(told_of, reader.verdicts(self._topics.verdicts)))
 
     def wait_for(self, outcomes: int, seconds: float) -> None:
         """Wait for so many outcomes in all, repeated ones too, looking at every step."""
