@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from worker.errors import ConfigError
@@ -55,21 +55,46 @@ class Weights:
 
 
 def save(path: Path, weights: Weights) -> None:
-    """Write the parameters as fp16, the few statistics as float32; counters are left out."""
+    """Write the parameters as fp16, the few statistics as float32; counters are left out.
+
+    An older file is replaced only when the new one is complete. Raises ConfigError where the file
+    cannot be written.
+    """
     tensors = {
         name: value.detach().cpu().to(_stored_as(name)).contiguous()
         for name, value in weights.tensors.items()
         if value.is_floating_point()
     }
     about = {"format": FORMAT, **asdict(weights.description)}
-    save_file(tensors, path, {"embedder": json.dumps(about, sort_keys=True)})
+    # Not safetensors' own writing: its files are for their owner alone, whatever the umask.
+    data = safetensors_torch.save(tensors, {"embedder": json.dumps(about, sort_keys=True)})
+    write_whole(path, data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file only when the new one is complete. Raises ConfigError where that fails."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def read(path: Path, sha256: str | None = None) -> Weights:
-    """Read and check. Raises ConfigError for a missing, foreign, damaged or unexpected file."""
-    if not path.is_file():
-        raise ConfigError(f"no weights file at {path}")
-    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    """Read and check.
+
+    Raises ConfigError for a missing, unreadable, foreign, damaged or unexpected file.
+    """
+    try:
+        if not path.is_file():
+            raise ConfigError(f"no weights file at {path}")
+        with path.open("rb") as stream:  # safetensors calls a file missing that it may not read
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if sha256 not in (None, found):
         raise ConfigError(
             f"{path} is not the file this version was released with (SHA-256 differs)"
         )
