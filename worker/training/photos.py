@@ -5,7 +5,10 @@ whatever folder, archive or order it arrives in.
 """
 
 import hashlib
+import lzma
+import os
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,8 @@ from worker.images import ImageLimits, open_rgb
 WORKING_SIDE = 320  # pixels; longer short sides are reduced once, at loading
 SAME_PICTURE = 0.995  # correlation of 16 x 16 thumbnails
 LIMITS = ImageLimits()
+# What tarfile raises on an archive that was cut short or, compressed, has wrong bytes.
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Photo:
 def read_photos(sources: Iterable[str | Path]) -> list[Photo]:
     """Decode every picture of folders (recursively) and tar files; other files are passed over.
 
-    Raises ConfigError when a source is missing or nothing in them is a picture.
+    Raises ConfigError when a source is missing, something in it cannot be read, an archive was cut
+    short, or nothing in them is a picture.
     """
     photos = []
     for source in sources:
@@ -99,8 +105,15 @@ def _thumbnails(photos: list[Photo]) -> NDArray[np.float32]:
 
 
 def _members(source: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        yield from _read(source)
+    except (OSError, *DAMAGED) as error:
+        raise ConfigError(f"{source} cannot be read: {error}") from error
+
+
+def _read(source: Path) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
-        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        for path in _files(source):
             yield f"{source.name}/{path.relative_to(source)}", path.read_bytes()
     elif source.is_file() and tarfile.is_tarfile(source):
         with tarfile.open(source) as archive:
@@ -110,6 +123,16 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
                     yield member.name, stream.read()
     else:
         raise ConfigError(f"{source} is neither a folder nor a tar file")
+
+
+def _files(folder: Path) -> list[Path]:
+    # Not rglob: it passes over folders that it may not read.
+    found = [Path(at, name) for at, _, names in os.walk(folder, onerror=_raise) for name in names]
+    return sorted(path for path in found if path.is_file())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def reduced(image: Image.Image, side: int) -> Image.Image:
