@@ -1,5 +1,6 @@
 """One training run: its recipe, its state, one step of it, and its checkpoint."""
 
+import io
 import math
 import zipfile
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from worker.errors import ConfigError
 from worker.images import PREPROCESSING
 from worker.network import DIMENSIONS, TruncatedResNet18
-from worker.training.arguments import share, whole
+from worker.training.arguments import between, share, whole
 from worker.training.lanes import Lanes, deal
 from worker.training.objective import contrastive_loss, rotation_loss
-from worker.weightfile import Description, Weights
+from worker.weightfile import Description, Weights, write_whole
 
 PARTS = ("network", "head", "optimizer")  # of a checkpoint
 STAGES = 8  # of a run; look-alikes change while the network learns
@@ -36,19 +37,19 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     start: str | None = None  # model id of the weights it began with; None: random numbers
-    batch: int = _option(256, "photos a step, each seen twice", whole(1))
+    batch: int = _option(256, "photos a step, each seen twice", whole(2))
     size: int = _option(
         128, "pixels a side, of the last phase and of the shipped network", whole(32)
     )
     early_size: int = _option(
         80, "pixels a side at first: cheaper steps for coarse features", whole(32)
     )
-    early_share: float = _option(0.5, "share of the run with the early size", float)
+    early_share: float = _option(0.5, "share of the run with the early size", between(0, 1))
     rate: float = _option(3e-3, "highest learning rate of AdamW", share(0, math.inf))
     warmup: float = _option(
         0.03, "share of the run in which the rate rises; then it falls to 0", share(0, 1)
     )
-    decay: float = _option(0.02, "weight decay", float)
+    decay: float = _option(0.02, "weight decay", between(0, math.inf))
     held_out: float = _option(0.08, "share of photos set aside, by SHA-256", share(0, 1))
     alike: int = _option(
         8, "photos that look alike brought together in a batch; 1 for none", whole(1)
@@ -58,7 +59,7 @@ class Recipe:
     )
     temperature: float = _option(0.05, "of the contrastive loss", share(0, math.inf))
     entropy_weight: float = _option(
-        2.0, "of what spreads strangers, in the contrastive loss", float
+        2.0, "of what spreads strangers, in the contrastive loss", between(0, math.inf)
     )
     lanes: int = _option(4, "threads that share a batch on a CPU", whole(1))
     seed: int = _option(0, "decides views and first weights", whole(0))
@@ -71,7 +72,9 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, device
         self.network = TruncatedResNet18().to(device).to(memory_format=torch.channels_last)
-        self.lanes = Lanes(self.network, recipe.lanes if device == "cpu" else 1, device)
+        # A lane without two views of its own has no statistics.
+        lanes = min(recipe.lanes, recipe.batch) if device == "cpu" else 1
+        self.lanes = Lanes(self.network, lanes, device)
         self.head = nn.Linear(DIMENSIONS, 4).to(device)
         weights = [*self.network.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(weights, recipe.rate, weight_decay=recipe.decay)
@@ -141,25 +144,36 @@ class Run:
         self.stage = -1
 
     def save(self, path: Path) -> None:
-        """Write everything needed to go on, replacing the old file only when complete."""
+        """Write everything needed to go on, replacing the old file only when complete.
+
+        Raises ConfigError where that is impossible.
+        """
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
         near = None if self.near is None else torch.from_numpy(self.near)
         told = {"step": self.step, "seconds": self.seconds, "stage": self.stage, "near": near}
-        partial = path.with_suffix(".partial")
-        torch.save({"recipe": asdict(self.recipe), **parts, **told}, partial)
-        partial.replace(path)
+        stream = io.BytesIO()  # some 8 MB; of a full disk torch itself says nothing that helps
+        torch.save({"recipe": asdict(self.recipe), **parts, **told}, stream)
+        write_whole(path, stream.getvalue())
 
     def load(self, path: Path) -> None:
         """Take up what `save` wrote. Only tensors and plain values are read, never code.
 
-        Raises ConfigError for a checkpoint of another recipe, or a damaged one.
+        Raises ConfigError for a checkpoint of another recipe, a damaged one, or what is none.
         """
         if not zipfile.is_zipfile(path):
             raise ConfigError(f"{path} is no checkpoint, or was cut short")
-        state: dict[str, Any] = torch.load(path, self.device, weights_only=True)
-        begun, wanted = state.get("recipe", {}), asdict(self.recipe)
-        if changed := [name for name in wanted if begun.get(name) != wanted[name]]:
-            raise ConfigError(f"{path} was begun with other settings: {', '.join(changed)}")
+        try:
+            state: dict[str, Any] = torch.load(path, self.device, weights_only=True)
+            begun, wanted = state["recipe"], asdict(self.recipe)
+            if changed := [name for name in wanted if begun.get(name) != wanted[name]]:
+                raise ConfigError(f"{path} was begun with other settings: {', '.join(changed)}")
+            self._take_up(state)
+        except ConfigError:
+            raise
+        except Exception as error:  # of as many kinds as there are zip files and dictionaries
+            raise ConfigError(f"{path} is no checkpoint of this trainer") from error
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds, self.stage = state["step"], state["seconds"], state["stage"]

@@ -3,9 +3,10 @@
     python -m worker train --photos clothing.tar photos/ --out weights.safetensors --minutes 60
     python -m worker train --photos DIR --out w.safetensors --steps 2000 --objective rotation
 
-Stop it at any time; the same command with --resume goes on from the last checkpoint. With --steps
-an interrupted run ends with the same weights as an uninterrupted one; with --minutes the schedule
-follows the clock. The photos set aside calibrate the threshold and measure the result.
+Stop it at any time; the same command with --resume goes on from the last checkpoint, and without
+it refuses to overwrite that. With --steps an interrupted run ends with the same weights as an
+uninterrupted one; with --minutes the schedule follows the clock. The photos set aside
+calibrate the threshold and measure the result.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
-from worker.training.arguments import check_file, share, whole
+from worker.training.arguments import check_file, nonempty, share, whole, writing
 from worker.training.calibrate import FEWEST, calibrated
 from worker.training.contestants import Embedded
 from worker.training.evaluate import arrange
@@ -43,9 +44,16 @@ def main(argv: list[str]) -> int:
     arguments = vars(_arguments(argv))
     out = Path(arguments["out"])
     check_file(arguments["out"])
-    checkpoint = out.with_suffix(".checkpoint")
+    checkpoint = beside(out, ".checkpoint")
+    for path in (checkpoint, beside(out, ".curve.jsonl")):
+        check_file(str(path))
     if arguments["resume"] and not checkpoint.is_file():
         raise ConfigError(f"there is no {checkpoint} to resume from")
+    if not arguments["resume"] and checkpoint.exists():
+        raise ConfigError(
+            f"{checkpoint} of an earlier run is there: --resume goes on with it; "
+            "to begin anew, remove it or choose another --out"
+        )
     start = None if arguments["start"] is None else read_weights(arguments["start"])
     settings = {field.name: arguments[field.name] for field in fields(Recipe)}
     recipe = Recipe(**{**settings, "start": start and start.model_id()})
@@ -64,6 +72,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def beside(out: Path, suffix: str) -> Path:
+    """Another file of the run that writes the weights `out`, in the same folder."""
+    # What follows a dot may be part of the name, as in model-1.0.
+    stem = out.stem if out.suffix == ".safetensors" else out.name
+    return out.with_name(stem + suffix)
+
+
 def check_numbers(kept: list[Photo], held_out: list[Photo], batch: int) -> None:
     """Raise ConfigError where photos are too few."""
     if len(kept) < batch or len(held_out) < FEWEST:
@@ -76,23 +91,30 @@ def check_numbers(kept: list[Photo], held_out: list[Photo], batch: int) -> None:
 def follow(run: Run, views: Views, out: Path, processes: int, save_every: int) -> None:
     """Run to the end of the schedule, with a progress bar, a curve and checkpoints.
 
-    A run that was taken up continues its curve, another one begins the file anew.
+    A run that was taken up continues its curve, another one begins the file anew. Raises
+    ConfigError where a file cannot be written.
     """
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    path = out.with_suffix(".curve.jsonl")
-    with Progress(*columns) as bar, path.open("a" if run.step else "w") as curve:
+    curve, checkpoint = beside(out, ".curve.jsonl"), beside(out, ".checkpoint")
+    if not run.step:
+        _append(curve, "", "w")
+    with Progress(*columns) as bar:
         task = bar.add_task("train", total=1.0)
         for loss, rate in steps(run, views, processes):
             about = f"step {run.step}  loss {loss:.3f}  {rate:.0f} views/s"
             bar.update(task, completed=run.progress(), description=about)
             if run.step % CURVE_EVERY == 0:
                 point = {"step": run.step, "seconds": run.seconds, "loss": loss, "rate": rate}
-                curve.write(json.dumps(point) + "\n")
-                curve.flush()
+                _append(curve, json.dumps(point) + "\n")
             if run.step % save_every == 0:
-                run.save(out.with_suffix(".checkpoint"))
-    run.save(out.with_suffix(".checkpoint"))
+                run.save(checkpoint)
+    run.save(checkpoint)
+
+
+def _append(path: Path, text: str, mode: str = "a") -> None:
+    with writing(path), path.open(mode) as stream:
+        stream.write(text)
 
 
 def steps(run: Run, views: Views, processes: int) -> Iterator[tuple[float, float]]:
@@ -119,10 +141,15 @@ def finish(
 
     `training` says how they came about, where that was not by this run's steps.
 
-    The threshold is the one `calibrate --held-out --stored` proposes for these photos.
+    The threshold is the one `calibrate --held-out --stored` proposes for these photos. Nothing is
+    at `out` before all is measured. Raises ConfigError where it cannot be written.
     """
-    save(out, run.weights(1.0, {}, training))
-    who = Embedded("held out", out, "fp32", rounded=True)
+    draft = beside(out, ".draft")  # measured as it is read: rounded
+    try:
+        save(draft, run.weights(1.0, {}, training))
+        who = Embedded("held out", draft, "fp32", rounded=True)
+    finally:
+        draft.unlink(missing_ok=True)
     proposal, _ = calibrated(who.embedder, held_out, FALSE_RATE, STORED)
     who.threshold = proposal.threshold
     found = figures(run_trial(who, arrange(held_out, [], 300, 1.0), lambda: None))
@@ -136,7 +163,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="worker train", description=_SUMMARY)
     parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
     parser.add_argument("--out", required=True, help="weights file; checkpoint and curve beside it")
-    parser.add_argument("--start", help="fine-tune these weights: default, imagenet or a file")
+    parser.add_argument(
+        "--start", type=nonempty, help="fine-tune these weights: default, imagenet or a file"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--processes", type=whole(0), default=1, help="processes that make views")
@@ -149,8 +178,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     choices = ("contrastive", "rotation")
     parser.add_argument("--objective", choices=choices, default="contrastive", help="what to learn")
     for option in (field for field in fields(Recipe) if field.metadata):
-        name = "--" + option.name.replace("_", "-")
-        parser.add_argument(name, default=option.default, **option.metadata)
+        flag = "--" + option.name.replace("_", "-")
+        parser.add_argument(flag, default=option.default, **option.metadata)
     return parser.parse_args(argv)
 
 
