@@ -18,6 +18,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.demo_photos import Sample, write_samples
@@ -26,6 +27,8 @@ from deploy.demo_results import Collector, Outcome
 from deploy.local import HOST, LocalKafka, LocalRedis
 from deploy.process import ChildFailedError, ChildProcess, Deadline, free_port
 from producer.sources import count_folder
+from worker.errors import ConfigError
+from worker.training.arguments import check_file, writing
 
 IMAGES, VERDICTS, DEAD_LETTERS = "images", "images.verdicts", "images.dead-letter"
 PARTITIONS = 4
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     folder: Path | None = options.images and Path(options.images).expanduser().absolute()
-    if problem := folder and _folder_problem(folder):
+    if problem := (folder and _folder_problem(folder)) or _report_problem(options.report):
         console.print(f"demo: {problem}", markup=False)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -50,15 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="dedup-demo-") as directory, ExitStack() as stack:
             demo = Demo(console, Path(directory), stack)
             report = demo.own_folder(folder) if folder else demo.shipped_photos()
-            write_report(report, options.report)
-    except ChildFailedError as error:
+            with writing(options.report):
+                write_report(report, options.report)
+    except (ChildFailedError, ConfigError) as error:
         console.print(f"demo: {error}", markup=False)
         return 1
     except KeyboardInterrupt:
         console.print("demo: interrupted; everything it started is stopped")
         return 130
     print_table(report, console)
-    console.print(f"\nPairs side by side: [bold]{options.report}[/bold]")
+    console.print(f"\nPairs side by side: [bold]{escape(str(options.report))}[/bold]")
     if not report.results.complete:
         console.print(f"[red]{report.results.missing} events got no answer")
     return 1 if report.said or not report.results.complete else 0
@@ -78,6 +82,14 @@ def _folder_problem(folder: Path) -> str:
         return f"{folder}: a path with a comma cannot be allowed to the workers"
     if count_folder(folder) == 0:
         return f"{folder}: there are no files in it"
+    return ""
+
+
+def _report_problem(report: Path) -> str:
+    try:
+        check_file(str(report))
+    except ConfigError as error:
+        return str(error)
     return ""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
-from worker.training.arguments import check_file, share, whole
+from worker.training.arguments import check_file, nonempty, share, whole
 from worker.training.photos import distinct, read_photos, split
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle
@@ -58,8 +58,9 @@ def averaged(first: Weights, second: Weights, share_of_second: float) -> Weights
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="worker average", description=_SUMMARY)
     about = "default, imagenet or a file"
-    parser.add_argument("first", help=about)
-    parser.add_argument("second", help=f"{about}; begun with the first, or with what it began with")
+    parser.add_argument("first", type=nonempty, help=about)
+    from_where = f"{about}; begun with the first, or with what it began with"
+    parser.add_argument("second", type=nonempty, help=from_where)
     parser.add_argument("--share", type=share(0, 1), default=0.5, help="of the second")
     parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
     parser.add_argument("--out", required=True, help="weights file")

@@ -23,7 +23,7 @@ from worker.embedder import MODES, Embedder
 from worker.errors import ConfigError
 from worker.images import to_pixels
 from worker.training import report
-from worker.training.arguments import check_file, share, whole
+from worker.training.arguments import check_file, nonempty, share, whole, writing
 from worker.training.photos import Photo, distinct, read_photos, split
 
 FEWEST = 200  # pictures; the 95 % point of fewer means little
@@ -77,7 +77,7 @@ def calibrated(
 ) -> tuple[Proposal, Nearest]:
     """Compare distinct photos with each other and `propose` a threshold: `train`'s, too.
 
-    Raises ConfigError for fewer than FEWEST photos.
+    Raises ConfigError as `propose` does.
     """
     nearest = nearest_strangers(embed(embedder, photos))
     return propose(nearest, false_rate, stored), nearest
@@ -86,7 +86,8 @@ def calibrated(
 def propose(nearest: Nearest, false_rate: float, stored: int | None = None) -> Proposal:
     """Continue the tail to the wanted rate; more stored pictures raise each one's chance in step.
 
-    `stored` defaults to the number measured. Raises ConfigError for fewer than FEWEST pictures.
+    `stored` defaults to the number measured. Raises ConfigError for fewer than FEWEST pictures, and
+    where so many false alarms are wanted that no threshold above 0 gives them.
     """
     count = len(nearest.similarity)
     if count < FEWEST:
@@ -96,9 +97,14 @@ def propose(nearest: Nearest, false_rate: float, stored: int | None = None) -> P
     far, close = math.log(max(1e-9, 1 - lower)), math.log(max(1e-9, 1 - upper))
     power = (far - close) / math.log((1 - LOWER) / (1 - UPPER))
     wanted = false_rate * count / meant
-    threshold = 1 - math.exp(close - power * math.log((1 - UPPER) / wanted))
+    threshold = round(1 - math.exp(close - power * math.log((1 - UPPER) / wanted)), 4)
+    if threshold <= 0:
+        raise ConfigError(
+            f"no threshold above 0 gives as many as {false_rate:g} false alarms a picture among "
+            f"{meant:,} stored; lower the rate"
+        )
     reached = int((nearest.similarity >= threshold).sum())
-    return Proposal(round(threshold, 4), false_rate, meant, count, reached)
+    return Proposal(threshold, false_rate, meant, count, reached)
 
 
 def main(argv: list[str]) -> int:
@@ -107,6 +113,8 @@ def main(argv: list[str]) -> int:
     check_file(arguments.write)
     if arguments.plot:
         check_file(arguments.plot)
+        if Path(arguments.plot).suffix.lower() != ".png":
+            raise ConfigError(f"{arguments.plot} does not end in .png, which plots are written as")
         report.pyplot()
     photos = distinct(read_photos(arguments.photos))
     if arguments.held_out < 1:
@@ -115,7 +123,8 @@ def main(argv: list[str]) -> int:
     proposal, nearest = calibrated(embedder, photos, arguments.false_rate, arguments.stored)
     _tell(proposal, nearest, photos, Console())
     if arguments.plot:
-        report.plot_calibration(nearest.similarity, proposal.threshold, Path(arguments.plot))
+        with writing(Path(arguments.plot)):
+            report.plot_calibration(nearest.similarity, proposal.threshold, Path(arguments.plot))
     if arguments.write:
         path = Path(arguments.write)
         described = replace(embedder.description, threshold=proposal.threshold)
@@ -132,13 +141,15 @@ def _tell(proposal: Proposal, nearest: Nearest, photos: list[Photo], console: Co
     console.print(f"{len(above)} of these pictures reach it; the closest, to be judged by eye:")
     for place in above[np.argsort(-nearest.similarity[above])][:20]:
         other = photos[nearest.stranger[place]].name
-        console.print(f"  {nearest.similarity[place]:.4f}  {photos[place].name}  {other}")
+        line = f"  {nearest.similarity[place]:.4f}  {photos[place].name}  {other}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="worker calibrate", description=_SUMMARY)
     parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
-    parser.add_argument("--weights", default="default", help="default, imagenet or a file")
+    about = "default, imagenet or a file"
+    parser.add_argument("--weights", type=nonempty, default="default", help=about)
     parser.add_argument("--mode", choices=MODES, default="auto", help="embedding mode")
     parser.add_argument(
         "--false-rate", type=share(0, 0.5), default=0.001, help="false alarms a new picture"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from worker.embedder import Embedder
+from worker.embedder import MODES, Embedder
 from worker.errors import ConfigError
 from worker.images import to_pixels
 from worker.vectors import quantize
@@ -99,11 +99,13 @@ class EfficientNetLite0:
 
 def contestant(spec: str) -> Contestant:
     """Find by name; `NAME@MODE` sets an embedder's mode, `NAME@float` takes fp32 and leaves its
-    vectors unrounded.
+    vectors unrounded. An @ that no mode follows is part of the name.
 
     Raises ConfigError for an unknown name, a missing file or a missing package.
     """
-    name, _, mode = spec.partition("@")
+    name, _, mode = spec.rpartition("@")
+    if mode not in (*MODES, "float"):
+        name, mode = spec, "auto"
     if name in ("phash", "dhash"):
         compute = getattr(_package("imagehash"), name)
         return Hashed(name, lambda image: compute(image).hash)
@@ -113,8 +115,7 @@ def contestant(spec: str) -> Contestant:
     if name == "efficientnet-lite0":
         return EfficientNetLite0()
     weights: str | Path = ROTATION if name == "rotation" else name
-    chosen = {"": "auto", "float": "fp32"}.get(mode, mode)
-    return Embedded(spec, weights, chosen, mode != "float")
+    return Embedded(spec, weights, "fp32" if mode == "float" else mode, mode != "float")
 
 
 def _package(name: str) -> ModuleType:

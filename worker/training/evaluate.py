@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from worker.errors import ConfigError
 from worker.training import report
-from worker.training.arguments import check_file, check_folder, share, whole
+from worker.training.arguments import check_file, check_folder, nonempty, share, whole, writing
 from worker.training.attacks import ATTACKS
 from worker.training.contestants import Contestant, contestant
 from worker.training.photos import Photo, distinct, read_photos, split, without_pictures_of
@@ -68,7 +69,7 @@ def evaluate(who: list[Contestant], pictures: Pictures, console: Console) -> lis
     trials = []
     with Progress(console=console, transient=True) as bar:
         for each in who:
-            task = bar.add_task(each.name, total=len(ATTACKS) + 2)
+            task = bar.add_task(escape(each.name), total=len(ATTACKS) + 2)
             trials.append(run_trial(each, pictures, partial(bar.advance, task)))
     return trials
 
@@ -80,8 +81,8 @@ def main(argv: list[str]) -> int:
     if arguments.out:
         check_folder(arguments.out)
         report.pyplot()
-    names = [arguments.weights, *filter(None, arguments.against.split(","))]
-    who = [contestant(name) for name in names]
+    rivals = map(str.strip, arguments.against.split(","))
+    who = [contestant(spec) for spec in (arguments.weights, *filter(None, rivals))]
     others = read_photos(arguments.distractors) if arguments.distractors else []
     photos = read_photos(arguments.photos)
     pictures = arrange(photos, others, arguments.originals, arguments.held_out)
@@ -95,9 +96,11 @@ def main(argv: list[str]) -> int:
     console.print(report.edits_table(results))
     if arguments.json:
         document = _document(pictures, left_out, results)
-        Path(arguments.json).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        with writing(Path(arguments.json)):
+            Path(arguments.json).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     if arguments.out:
-        _draw(trials, results, Path(arguments.out))
+        with writing(Path(arguments.out)):
+            _draw(trials, results, Path(arguments.out))
     return 0
 
 
@@ -125,9 +128,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="worker evaluate", description=_SUMMARY)
     parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
     parser.add_argument("--distractors", nargs="+", help="folders or tar files, stored only")
-    parser.add_argument(
-        "--weights", default="default", help="default, imagenet or a file; @MODE or @float after it"
-    )
+    about = "default, imagenet or a file; @MODE or @float after it"
+    parser.add_argument("--weights", type=nonempty, default="default", help=about)
     parser.add_argument(
         "--against",
         default="",

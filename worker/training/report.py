@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from rich.markup import escape
 from rich.table import Table
 
 from worker.errors import ConfigError
@@ -31,7 +32,7 @@ def table(results: dict[str, dict[str, Any]], left_out: LeftOut | None) -> Table
         found.add_column(head, justify="right")
     for name, result in results.items():
         hit = result.get("strangers_called_duplicates")
-        found.add_row(name, "all", *_summary(result), "" if hit is None else f"{hit:.4f}")
+        found.add_row(escape(name), "all", *_summary(result), "" if hit is None else f"{hit:.4f}")
         for tier in TIERS:
             found.add_row("", tier, *_summary(result["tiers"][tier]))
         found.add_section()
@@ -46,7 +47,7 @@ def _title(left_out: LeftOut | None) -> str:
     return (
         f"{title}\nwithout {left_out.pairs_of_originals:,} pairs of originals and "
         f"{left_out.pairs_of_strangers:,} of strangers with stored photos "
-        f"that {judge} finds at least {left_out.same_as:g} alike, untouched"
+        f"that {escape(judge)} finds at least {left_out.same_as:g} alike, untouched"
     )
 
 
@@ -64,7 +65,7 @@ def edits_table(results: dict[str, dict[str, Any]]) -> Table:
     found.add_column("edit")
     found.add_column("tier")
     for name in results:
-        found.add_column(name, justify="right")
+        found.add_column(escape(name), justify="right")
     for attack in ATTACKS:
         shares = [
             f"{result['recall_by_edit'][attack.name]:.3f}"
