@@ -14,7 +14,7 @@ from threading import Thread
 
 from worker import flags, logs, memory
 from worker.config import Settings
-from worker.errors import ConfigError, InfrastructureError
+from worker.errors import ConfigError, DedupError, InfrastructureError
 from worker.service import Service
 
 COMMANDS = {
@@ -41,6 +41,9 @@ def main(argv: list[str]) -> int:
     except InfrastructureError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except DedupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def run(argv: list[str]) -> int:

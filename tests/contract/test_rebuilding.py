@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from deploy.local import LocalKafka, LocalRedis
+from deploy.process import free_port
 from tests.conftest import Topics
 from tests.contract.harness import Bench, vectors
 from tests.stream.harness import Event, by_uri, inline, publish, tombstone
@@ -294,3 +295,13 @@ def test_a_rebuild_needs_its_file_and_its_topic(
         "error: --events: [Errno 2] No such file or directory: '/no/such/file'",
         "error: topic 'nowhere' does not exist",
     ]
+
+
+def test_without_kafka_it_ends_with_one_line(
+    redis_server: LocalRedis, rebuild: Rebuild, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(redis_server.client, "default")
+    stored(bench, {"a": picture(1)})
+    assert rebuild([], "--bootstrap-servers", f"127.0.0.1:{free_port()}") == 3
+    assert capsys.readouterr().err.startswith("error: Kafka: ")
+    bench.index(model="old").open(bench.namespace)  # raises where another generation answers

@@ -14,11 +14,12 @@ from contextlib import contextmanager, suppress
 from queue import Empty
 
 from kafka import KafkaConsumer
+from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from worker import flags, logs
+from worker.broker import BOOTSTRAP_MS, record_of
 from worker.broker import connect as connect_kafka
-from worker.broker import record_of
 from worker.config import Settings, harmless_environment
 from worker.decoding import DecoderPool
 from worker.embedder import Embedder
@@ -99,6 +100,8 @@ def main(argv: list[str]) -> int:
         except ImagesMissing as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except KafkaError as error:
+            raise InfrastructureError(f"Kafka: {error!r}") from error
         finally:
             for failure in rebuild.failures:
                 print(failure, file=sys.stderr)
@@ -237,6 +240,7 @@ def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
             isolation_level="read_committed",
             max_partition_fetch_bytes=settings.poll_bytes,
             fetch_max_bytes=settings.poll_bytes,
+            bootstrap_timeout_ms=BOOTSTRAP_MS,
         )
     )
     prefetched = Prefetched(consumer, settings.poll_bytes)
