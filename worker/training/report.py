@@ -86,6 +86,7 @@ def plot_recall(results: dict[str, dict[str, Any]], path: Path) -> None:
         axes.barh(places + order * height, shares, height, label=name)
     labels = [f"{attack.name} ({attack.tier})" for attack in ATTACKS]
     axes.set_yticks(places + 0.4 - height / 2, labels)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("recall at precision 0.99")
     axes.set_xlim(0, 1)
