@@ -102,6 +102,7 @@ def test_a_clean_run_passes_and_no_tampered_one(
         oracle.wait_until_finished(SECONDS)
         oracle.judge()
         monkeypatch.setattr(module, "HIDDEN_SECONDS", 1.0)
+        monkeypatch.setattr(module, "ANYTHING_SECONDS", 0.1)
         messages = oracle._reader.messages
         clean, untouched = oracle.verdicts(), messages[topics.verdicts]
         passed = []
