@@ -27,8 +27,8 @@ from deploy.demo_results import Collector, Outcome
 from deploy.local import HOST, LocalKafka, LocalRedis
 from deploy.process import ChildFailedError, ChildProcess, Deadline, free_port
 from producer.sources import count_folder
+from worker.arguments import check_file, writing
 from worker.errors import ConfigError
-from worker.training.arguments import check_file, writing
 
 IMAGES, VERDICTS, DEAD_LETTERS = "images", "images.verdicts", "images.dead-letter"
 PARTITIONS = 4

@@ -8,6 +8,7 @@ Owns the command line, the pace, the progress bar and the exit status. Run `--he
 """
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -31,7 +32,8 @@ from producer.sources import (
     read_folder,
     read_json_lines,
 )
-from worker.config import KafkaSettings
+from worker.arguments import share
+from worker.connections import KafkaSettings
 from worker.errors import ConfigError, InfrastructureError
 from worker.flags import add_flags, from_flags
 from worker.messages import NAMESPACE, Op
@@ -160,19 +162,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="send the bytes, not the uri; links are fetched, from public addresses only",
     )
-    parser.add_argument("--rate", type=_positive, help="most events a second (default: no limit)")
+    parser.add_argument(
+        "--rate", type=share(0, math.inf), help="most events a second (default: no limit)"
+    )
     parser.add_argument("--namespace", type=_namespace, help="for events that name none")
     parser.add_argument("--op", choices=[op.value for op in Op], help="for events that name none")
     parser.add_argument("--key-prefix", default="", help="put before every image id")
     add_flags(parser, KafkaSettings)
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value
 
 
 def _namespace(text: str) -> str:

@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from producer.events import Outgoing
-from worker.config import KafkaSettings
+from worker.connections import KafkaSettings
 from worker.errors import InfrastructureError
 
 # kafka-python 3 has no bound of its own on unsent records.

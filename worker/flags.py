@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from worker.config import ENV_PREFIX, Settings
+from worker.config import Settings
+from worker.connections import ENV_PREFIX
 from worker.errors import ConfigError
 
 S = TypeVar("S", bound=BaseSettings)
@@ -28,21 +29,6 @@ def add_flags(parser: argparse.ArgumentParser, cls: type[BaseSettings]) -> None:
             metavar=name.rsplit("_", 1)[-1].upper(),
             help=f"{field.description} [{ENV_PREFIX}{name.upper()}{note}]".replace("%", "%%"),
         )
-
-
-def positive(text: str) -> int:
-    """A flag's value that must be a number above zero."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
-
-
-def name(text: str) -> str:
-    """A flag's value that must not be empty."""
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return text
 
 
 def from_flags(cls: type[S], args: argparse.Namespace) -> S:

@@ -14,7 +14,8 @@ from kafka.errors import KafkaError
 from kafka.structs import ConsumerGroupMetadata
 
 from worker.broker import BOOTSTRAP_MS, Consumer, Offsets, connect, structs
-from worker.config import KafkaSettings, Settings
+from worker.config import Settings
+from worker.connections import KafkaSettings
 from worker.errors import InfrastructureError
 
 HEADERS_BYTES = 65_536  # those added to a dead letter, at most

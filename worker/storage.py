@@ -8,7 +8,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 
-from worker.config import RedisSettings
+from worker.connections import RedisSettings
 from worker.errors import ConfigError, InfrastructureError
 
 

@@ -27,8 +27,16 @@ from kafka.errors import KafkaError
 
 from deploy.local import LocalRedis
 from tests.conftest import Topics
-from tests.faults.workload import Promised, endless, picture
-from tests.stream.harness import Event, Reader, Worker, publish, until
+from tests.faults.workload import (
+    Life,
+    Promised,
+    endless,
+    is_check,
+    life_of,
+    living,
+    picture,
+)
+from tests.stream.harness import Event, Reader, Worker, distinct, publish, until
 from worker.index.cache import LAYOUT
 from worker.index.fsck import check
 from worker.index.keys import DELETED, NEVER_READ, Keys
@@ -44,8 +52,6 @@ FED_AT_ONCE = 30
 ANYTHING_SECONDS = 10.0  # in which everything there is has been read
 Place = tuple[int, int]
 """Partition and offset of an event."""
-Life = tuple[str, str | None]
-"""An image id, and when what was stored under it occurred; one event's, if that is told."""
 
 
 class Stored(NamedTuple):
@@ -184,8 +190,8 @@ class Oracle:
         said = latest(verdicts)
         self._judge_outcomes()
         self._judge_promises(said.values() if self._losing else verdicts)
-        living = {life_of(event) for event in self._living().values()}
-        found = {life[0]: verdict for life, verdict in said.items() if life in living}
+        lives = {life_of(event) for event in living(self.sent.values()).values()}
+        found = {life[0]: verdict for life, verdict in said.items() if life in lives}
         stored = self._stored()
         self._judge_replay(stored, found)
         self._judge_uniques(stored, found)
@@ -229,7 +235,7 @@ class Oracle:
         assert len(set(ids.values())) == len(ids), "two images share a verdict id"
         if not self._losing:
             checks = {life_of(event) for event in asked if is_check(event)}
-            distinct([verdict for verdict in verdicts if told_of(verdict) not in checks])
+            distinct((v for v in verdicts if told_of(v) not in checks), told_of)
             if self._exactly_once:
                 assert (found - wanted, wanted - found) == (Counter(), Counter())
                 assert set(dead.values()) <= {1}
@@ -242,25 +248,15 @@ class Oracle:
                 answer = verdict["verdict"], verdict["duplicate_of"]
                 assert answer == (event.verdict, event.duplicate_of), verdict["image_id"]
 
-    def _living(self) -> dict[str, Event]:
-        """By image id, the event that stored what no later one has deleted."""
-        living: dict[str, Event] = {}
-        for event in self.sent.values():
-            if event.value is None:
-                living.pop(event.key, None)
-            elif not is_check(event):
-                living[event.key] = event
-        return living
-
     def _judge_replay(self, stored: list[Stored], found: dict[str, dict[str, Any]]) -> None:
         """Rule 2, and of rule 6 what is stored."""
-        living = self._living()
+        events = living(self.sent.values())
         deleted = any(event.value is None for event in self.sent.values())
         assert {image.image_id for image in stored} == found.keys()
         first: dict[str, str] = {}
         earlier: list[Stored] = []
         for image in stored:
-            sha = hashlib.sha256(picture(living[image.image_id])).hexdigest()
+            sha = hashlib.sha256(picture(events[image.image_id])).hexdigest()
             verdict = found[image.image_id]
             expected = (
                 {"verdict": "exact", "duplicate_of": first[sha]}
@@ -315,17 +311,6 @@ def isolation(delivery: str) -> str:
     return "read_committed" if delivery == "exactly-once" else "read_uncommitted"
 
 
-def is_check(event: Event) -> bool:
-    """Whether it asks only."""
-    return ("op", b"check") in event.headers
-
-
-def life_of(event: Event) -> Life:
-    """What its verdict names it by."""
-    occurred_at = dict(event.headers).get("occurred_at")
-    return event.key, occurred_at.decode() if occurred_at else None
-
-
 def told_of(verdict: dict[str, Any]) -> Life:
     """What a verdict is about."""
     return verdict["image_id"], verdict["occurred_at"]
@@ -334,14 +319,6 @@ def told_of(verdict: dict[str, Any]) -> Life:
 def latest(verdicts: list[dict[str, Any]]) -> dict[Life, dict[str, Any]]:
     """The last verdict of each: all of one image are in one partition, in their order."""
     return {told_of(verdict): verdict for verdict in verdicts}
-
-
-def distinct(verdicts: list[dict[str, Any]]) -> None:
-    """Raises AssertionError where one got two verdicts that differ in more than their time."""
-    found: dict[Life, dict[str, Any]] = {}
-    for verdict in verdicts:
-        timeless = {k: v for k, v in verdict.items() if k != "decided_at"}
-        assert found.setdefault(told_of(verdict), timeless) == timeless
 
 
 def _compared(image: Stored, earlier: list[Stored], threshold: float) -> dict[str, Any]:

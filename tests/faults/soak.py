@@ -197,8 +197,13 @@ def settings(delivery: str) -> dict[str, object]:
     }
 
 
-def soak(minutes: float, seed: int, broker: str = "tansu", delivery: str = "at-least-once") -> str:
-    """Run rounds until the time is over; raises AssertionError where a rule does not hold."""
+def soak(
+    minutes: float, seed: int, broker: str = "tansu", delivery: str = "at-least-once"
+) -> tuple[int, str]:
+    """Run rounds until the time is over; how many were judged, and a line that says what they were.
+
+    Raises AssertionError where a rule does not hold.
+    """
     memory = Memory()
     deadline = time.monotonic() + minutes * 60
     with ExitStack() as stack:
@@ -210,7 +215,8 @@ def soak(minutes: float, seed: int, broker: str = "tansu", delivery: str = "at-l
             run.round(number)
             memory.look(run.workers)
             number += 1
-        return f"{number} rounds, {len(run.oracle.sent)} events; memory at most {memory.judge()}"
+        events = len(run.oracle.sent)
+        return number, f"{number} rounds, {events} events; memory at most {memory.judge()}"
 
 
 def main(argv: list[str]) -> int:
@@ -222,7 +228,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--delivery", choices=["at-least-once", "exactly-once"])
     options = parser.parse_args(argv)
     best = "exactly-once" if options.broker == "apache" else "at-least-once"
-    print(soak(options.minutes, options.seed, options.broker, options.delivery or best))
+    print(soak(options.minutes, options.seed, options.broker, options.delivery or best)[1])
     return 0
 
 

@@ -10,7 +10,7 @@ from tests.conftest import Topics
 from tests.faults.conftest import deliveries
 from tests.faults.oracle import Oracle
 from tests.faults.proxy import Proxy
-from tests.faults.workload import SETTINGS, families, mixed
+from tests.faults.workload import SETTINGS, families, living, mixed
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import Event, until
 
@@ -77,7 +77,7 @@ def test_killed_restarted_slow_and_cut_off(
         until(lambda: not worker.ready(), SECONDS, "not ready")
         proxy.mend()
         oracle.wait_until_finished(SECONDS)
-        oracle.judge()
+        assert oracle.judge().keys() == living(oracle.sent.values()).keys()
     until(worker.ready, SECONDS, "ready again")
 
 

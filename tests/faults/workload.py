@@ -5,7 +5,7 @@ their order is given and no fault may change what is said of them.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -31,6 +31,9 @@ SETTINGS: dict[str, object] = {
     "fetch_schemes": "file",
     "fetch_roots": LINKED.name,
 }
+
+Life = tuple[str, str | None]
+"""An image id, and when what was stored under it occurred; one event's, if that is told."""
 
 
 @dataclass
@@ -113,3 +116,25 @@ def picture(event: Event) -> bytes:
     if not event.headers:
         return Path(json.loads(event.value)["uri"].removeprefix("file://")).read_bytes()
     return event.value
+
+
+def is_check(event: Event) -> bool:
+    """Whether it asks only."""
+    return ("op", b"check") in event.headers
+
+
+def life_of(event: Event) -> Life:
+    """What its verdict names it by."""
+    occurred_at = dict(event.headers).get("occurred_at")
+    return event.key, occurred_at.decode() if occurred_at else None
+
+
+def living(events: Iterable[Event]) -> dict[str, Event]:
+    """By image id, the event that stored what no later one has deleted."""
+    found: dict[str, Event] = {}
+    for event in events:
+        if event.value is None:
+            found.pop(event.key, None)
+        elif not is_check(event):
+            found[event.key] = event
+    return found

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from kafka import KafkaConsumer, KafkaProducer
@@ -23,6 +23,7 @@ from kafka.structs import TopicPartition
 
 from tests.conftest import Topics
 
+Key = TypeVar("Key")
 READY_SECONDS = 300.0
 # A worker on a busy machine may be silent for seconds; one that is expelled for it does its work
 # twice. No longer, as Tansu holds the first join of a group for about half of it.
@@ -271,10 +272,17 @@ class Reader:
         return [json.loads(message.value) for message in self.messages[topic]]
 
 
-def distinct(verdicts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Verdicts by image id; fails when an image got two that differ in more than their time."""
-    found: dict[str, dict[str, Any]] = {}
+def image_of(verdict: dict[str, Any]) -> str:
+    """What most verdicts are about, for `distinct`."""
+    return str(verdict["image_id"])
+
+
+def distinct(
+    verdicts: Iterable[dict[str, Any]], about: Callable[[dict[str, Any]], Key]
+) -> dict[Key, dict[str, Any]]:
+    """Verdicts by what they are about; fails where two of one differ in more than their time."""
+    found: dict[Key, dict[str, Any]] = {}
     for verdict in verdicts:
         timeless = {k: v for k, v in verdict.items() if k != "decided_at"}
-        assert found.setdefault(verdict["image_id"], timeless) == timeless
+        assert found.setdefault(about(verdict), timeless) == timeless
     return found

@@ -17,6 +17,7 @@ from tests.stream.harness import (
     Worker,
     by_uri,
     distinct,
+    image_of,
     inline,
     publish,
     until,
@@ -157,7 +158,7 @@ def test_redis_away_for_ten_seconds_delays_and_loses_nothing(
         until(lambda: worker.metric("dedup_inflight_events") > 0, SECONDS, "events in work")
         redis_server.start()
         reader.wait(
-            lambda: len(distinct(reader.verdicts(topics.verdicts))) == len(events),
+            lambda: len(distinct(reader.verdicts(topics.verdicts), image_of)) == len(events),
             SECONDS,
             "all verdicts",
         )

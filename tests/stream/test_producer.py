@@ -20,7 +20,7 @@ from deploy.local import LocalKafka
 from producer.events import Outgoing
 from producer.publisher import Publisher
 from tests.conftest import Topics
-from worker.config import KafkaSettings
+from worker.connections import KafkaSettings
 from worker.errors import InfrastructureError
 from worker.flags import load
 

@@ -12,7 +12,7 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from deploy.local import LocalKafka, LocalRedis
 from tests.conftest import PARTITIONS, Topics
 from tests.photos import jpeg, near_copy, scene
-from tests.stream.harness import Event, Reader, Worker, distinct, inline, publish, until
+from tests.stream.harness import Event, Reader, Worker, distinct, image_of, inline, publish, until
 
 FAMILIES = 40
 DELIVERIES = 3
@@ -106,7 +106,7 @@ class Run:
 
         def read_to_the_end() -> bool:
             arrived = self.reader.read()
-            verdicts.update(distinct(self.reader.verdicts(self.topics.verdicts)))
+            verdicts.update(distinct(self.reader.verdicts(self.topics.verdicts), image_of))
             return not arrived and set(verdicts) == self.published
 
         until(read_to_the_end, SECONDS, "a verdict of each image")

@@ -12,7 +12,7 @@ from kafka import KafkaConsumer
 
 from deploy.apache_kafka import Access, LocalApacheKafka
 from tests.conftest import require_apache_kafka
-from worker.config import KafkaSettings
+from worker.connections import KafkaSettings
 from worker.flags import load
 
 USERNAME, PASSWORD, KEY_PASSWORD = "producer", "not-for-the-log-7391", "key-hush-4410"

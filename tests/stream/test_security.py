@@ -21,7 +21,7 @@ from tests.conftest import Topics, missing, require_apache_kafka
 from tests.photos import jpeg, scene
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import Event, Reader, Worker, inline, publish
-from worker.config import RedisSettings
+from worker.connections import RedisSettings
 from worker.errors import InfrastructureError
 from worker.flags import load
 from worker.index.fsck import check

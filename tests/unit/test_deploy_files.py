@@ -13,7 +13,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from worker.config import ENV_PREFIX, Settings
+from worker.config import Settings
+from worker.connections import ENV_PREFIX
 from worker.flags import load
 from worker.metrics import Metrics
 

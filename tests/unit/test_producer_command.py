@@ -10,7 +10,7 @@ import pytest
 import producer.__main__ as command
 from producer.events import Outgoing
 from producer.publisher import Tally
-from worker.config import KafkaSettings
+from worker.connections import KafkaSettings
 
 LINK = "https://images.example/one.jpg"
 
@@ -115,6 +115,14 @@ def test_an_unknown_op_is_answered_with_the_known_ones(capsys: pytest.CaptureFix
     answer = capsys.readouterr().err.splitlines()[-1]
     assert "invalid choice: 'foo'" in answer
     assert all(op in answer for op in ("add", "check", "delete"))
+
+
+@pytest.mark.parametrize("rate", ["abc", "0", "inf", "nan"])
+def test_a_rate_that_is_none_is_told(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        command.main([".", "--rate", rate])
+    assert left.value.code == command.UNUSABLE
+    assert f"argument --rate: {rate}" in capsys.readouterr().err.replace("'", "")
 
 
 @pytest.mark.usefixtures("source")

@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from deploy.process import free_port
-from worker.config import RedisSettings
+from worker.connections import RedisSettings
 from worker.errors import ConfigError, InfrastructureError
 from worker.flags import load
 from worker.index.store import Store

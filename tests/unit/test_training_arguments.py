@@ -11,9 +11,9 @@ from PIL import Image
 from rich.console import Console
 
 from deploy import demo
+from worker.arguments import between, check_file, check_folder, share, whole
 from worker.errors import ConfigError
 from worker.training import calibrate, contestants, evaluate, report, train
-from worker.training.arguments import between, check_file, check_folder, share, whole
 from worker.training.attacks import ATTACKS, TIERS
 from worker.training.calibrate import Nearest, Proposal, propose
 from worker.training.photos import Photo

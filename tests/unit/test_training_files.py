@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from tests.unit.embedder_photos import tiles, write_tar
+from worker.arguments import writing
 from worker.embedder import DEFAULT_PATH
 from worker.errors import ConfigError
 from worker.training import train
-from worker.training.arguments import writing
 from worker.training.photos import Photo, read_photos
 from worker.training.run import Recipe, Run
 from worker.training.views import Views

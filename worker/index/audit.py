@@ -6,6 +6,7 @@ Owns the command only; `auditing` does it. It must not know how an audit runs in
 import argparse
 
 from worker import flags
+from worker.arguments import nonempty, whole
 from worker.config import Settings
 from worker.errors import ConfigError
 from worker.index.auditing import Audit
@@ -23,12 +24,8 @@ def main(argv: list[str]) -> int:
         description="Compare a sample of stored images with every other one of their namespace, "
         "and tell which share of the duplicates there are the index finds.",
     )
-    parser.add_argument(
-        "--namespace", type=flags.name, default="default", help="which one [default]"
-    )
-    parser.add_argument(
-        "--sample", type=flags.positive, default=200, help="images to compare [200]"
-    )
+    parser.add_argument("--namespace", type=nonempty, default="default", help="which one [default]")
+    parser.add_argument("--sample", type=whole(1), default=200, help="images to compare [200]")
     parser.add_argument(
         "--at-least", type=float, default=0.0, help="exit with 1 below this recall [0]"
     )

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from worker import flags
-from worker.config import RedisSettings
+from worker.arguments import nonempty
+from worker.connections import RedisSettings
 from worker.index.cache import LAYOUT
 from worker.index.centroid_log import replay
 from worker.index.former import past, unremembered
@@ -357,7 +358,7 @@ def _findings(store: Store, namespace: str) -> list[str]:
 def main(argv: list[str]) -> int:
     """Check one namespace or all; exit status 1 when something does not hold."""
     parser = argparse.ArgumentParser(prog="python -m worker fsck", description=__doc__)
-    parser.add_argument("--namespace", type=flags.name, help="only this one (default: all)")
+    parser.add_argument("--namespace", type=nonempty, help="only this one (default: all)")
     flags.add_flags(parser, RedisSettings)
     args = parser.parse_args(argv)
     store = Store(connect(flags.from_flags(RedisSettings, args)))

@@ -18,6 +18,7 @@ from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from worker import flags, logs
+from worker.arguments import nonempty, whole
 from worker.broker import BOOTSTRAP_MS, record_of
 from worker.broker import connect as connect_kafka
 from worker.config import Settings, harmless_environment
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--namespace",
         action="append",
-        type=flags.name,
+        type=nonempty,
         help="which one; again for each that the same workers serve [default]",
     )
     parser.add_argument(
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--allow-missing",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="N",
         help="switch although up to N images that answer now could not be stored again [0]",

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from worker.arguments import check_file, nonempty, share, whole
 from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
-from worker.training.arguments import check_file, nonempty, share, whole
 from worker.training.photos import distinct, read_photos, split
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle

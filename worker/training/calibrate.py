@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from worker import vectors, weightfile
+from worker.arguments import check_file, nonempty, share, whole, writing
 from worker.embedder import MODES, Embedder
 from worker.errors import ConfigError
 from worker.images import to_pixels
 from worker.training import report
-from worker.training.arguments import check_file, nonempty, share, whole, writing
 from worker.training.photos import Photo, distinct, read_photos, split
 
 FEWEST = 200  # pictures; the 95 % point of fewer means little

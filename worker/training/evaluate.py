@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from worker.arguments import check_file, check_folder, nonempty, share, whole, writing
 from worker.errors import ConfigError
 from worker.training import report
-from worker.training.arguments import check_file, check_folder, nonempty, share, whole, writing
 from worker.training.attacks import ATTACKS
 from worker.training.contestants import Contestant, contestant
 from worker.training.photos import Photo, distinct, read_photos, split, without_pictures_of

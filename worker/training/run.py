@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from worker.arguments import between, share, whole
 from worker.errors import ConfigError
 from worker.images import PREPROCESSING
 from worker.network import DIMENSIONS, TruncatedResNet18
-from worker.training.arguments import between, share, whole
 from worker.training.lanes import Lanes, deal
 from worker.training.objective import contrastive_loss, rotation_loss
 from worker.weightfile import Description, Weights, write_whole

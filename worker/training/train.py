@@ -20,9 +20,9 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from worker.arguments import check_file, nonempty, share, whole, writing
 from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
-from worker.training.arguments import check_file, nonempty, share, whole, writing
 from worker.training.calibrate import FEWEST, calibrated
 from worker.training.contestants import Embedded
 from worker.training.evaluate import arrange
