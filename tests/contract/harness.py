@@ -14,7 +14,9 @@ from worker.index.store import Client, Store
 from worker.vectors import Vectors, quantize
 
 # A thread that waits for another one's split waits longer than a busy machine can keep it.
-SETTINGS = IndexSettings(threshold=0.8, cluster_limit=32, probes=0, place_attempts=1_500)
+SETTINGS = IndexSettings(
+    threshold=0.8, cluster_limit=32, first_cluster_limit=1, probes=0, place_attempts=1_500
+)
 MODEL = "model-a"
 
 

@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from tests.contract.harness import MODEL, Bench, place_all, vectors
+from worker.index.keys import State
 from worker.index.space import open_space
 from worker.index.splitting import Maintainer
 from worker.vectors import directions_of
@@ -32,6 +35,23 @@ def test_records_come_to_lie_where_they_belong(bench: Bench) -> None:
         bench = replace(bench, namespace=bench.namespace + "+")
     assert left[0] > 0
     assert left[1] == 0
+
+
+def test_clusters_begin_large_and_become_smaller(bench: Bench) -> None:
+    """Their number goes with what is stored at first, and later faster, with no burst of splits."""
+    index = bench.index(cluster_limit=16, first_cluster_limit=64, probes=8)
+    settings = replace(bench.settings, cluster_limit=16, first_cluster_limit=64)
+    rows, numbers = vectors(3500), []
+    for first in range(0, len(rows), 250):
+        place_all(index, bench.arrivals(f"p{first}", rows[first : first + 250]))
+        states = bench.store().command("HVALS", bench.keys().clusters)
+        due = settings.limits(len(states)).due
+        assert max(State.unpack(state).live for state in states) <= due * 1.25
+        numbers.append(len(states))
+    assert numbers[0] <= 8
+    assert numbers[-1] >= 256
+    assert np.diff(numbers).max() <= 64
+    bench.assert_whole()
 
 
 def test_clusters_take_turns(bench: Bench) -> None:

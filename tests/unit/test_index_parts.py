@@ -188,6 +188,7 @@ def test_a_plan_has_so_many_outputs_at_most() -> None:
     [
         {"threshold": 1.5},
         {"cluster_limit": 4},
+        {"first_cluster_limit": 0},
         {"matches": 0},
         {"cache_bytes": 0},
         {"tail_records": 0},
@@ -205,6 +206,15 @@ def test_a_plan_has_so_many_outputs_at_most() -> None:
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         IndexSettings(**{"threshold": 0.8, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("clusters", "due"), [(0, 1024), (16, 1024), (64, 512), (200, 289), (256, 256), (50_000, 256)]
+)
+def test_clusters_may_be_larger_while_there_are_few(clusters: int, due: int) -> None:
+    limits = IndexSettings(threshold=0.8).limits(clusters)
+    assert (limits.due, limits.hard, limits.unplanned) == (due, 4 * due, 64)
+    assert IndexSettings(threshold=0.8, cluster_limit=2048).limits(clusters).due == 2048
 
 
 def test_every_limit_of_the_index_is_a_setting_with_the_same_default() -> None:

@@ -3,12 +3,14 @@
 Owns the value types of the index's interface and its settings. It must not know Redis.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from worker.vectors import Vectors
 
 COUNTS = (
+    "first_cluster_limit",
     "least_probes",
     "matches",
     "cache_bytes",
@@ -18,7 +20,28 @@ COUNTS = (
     "recent_writes",
     "place_attempts",
 )
+UNPLANNED = 64
+"""At most so many, however large clusters may be: for each it computes two products."""
+FEW_CLUSTERS = 16
+"""Up to so many, clusters may be as large as `first_cluster_limit`."""
 Outcome = Literal["placed", "exact", "seen", "conflict"]
+
+
+class Limits(NamedTuple):
+    """How many records the clusters of a namespace may have."""
+
+    due: int
+    """From so many a cluster is to be split."""
+
+    @property
+    def hard(self) -> int:
+        """At so many a cluster takes no more until it is split; bounds every script."""
+        return 4 * self.due
+
+    @property
+    def unplanned(self) -> int:
+        """Records appended meanwhile that the script of a plan may place by itself."""
+        return min(UNPLANNED, self.due // 2)
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,9 @@ class IndexSettings:
     matches: int = 5
     """Neighbours an answer lists at most."""
     cluster_limit: int = 256
-    """Records in a cluster from which it is due for a split."""
+    """Records in a cluster from which it is due for a split, where there are many clusters."""
+    first_cluster_limit: int = 1024
+    """The same where there are few; up to `cluster_limit` it has no effect. See `limits`."""
     probes: int = 128
     """Clusters looked into for one image at most; 0 means all of them."""
     probe_margin: float = 0.18
@@ -68,10 +93,16 @@ class IndexSettings:
         if min(self.probes, self.probe_margin, self.tidy_clusters) < 0:
             raise ValueError("probes, probe_margin and tidy_clusters must not be negative")
 
-    @property
-    def hard_limit(self) -> int:
-        """Records at which a cluster takes no more until it is split; bounds every script."""
-        return 4 * self.cluster_limit
+    def limits(self, clusters: int) -> Limits:
+        """What applies in a namespace of so many clusters.
+
+        To compare a few thousand vectors takes less than to divide them, and each split has others
+        ask again. So clusters may be large at first, and the limit falls with the root of their
+        number, so that they do not become due all at once: 1,024 up to 16 clusters, 512 at 64, 256
+        from 256 on.
+        """
+        falling = self.first_cluster_limit * math.sqrt(FEW_CLUSTERS / max(clusters, FEW_CLUSTERS))
+        return Limits(max(self.cluster_limit, int(falling)))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from worker.index.answers import Answer, Arrival, IndexSettings, Neighbour
+from worker.index.answers import Answer, Arrival, IndexSettings, Limits, Neighbour
 from worker.index.cache import Prefix
-from worker.index.keys import DIGEST, RECORD, Keys, digest
+from worker.index.keys import DIGEST, RECORD, digest
+from worker.index.space import Space
 from worker.index.store import Argument, Store
 
 PROBED = 4096
@@ -76,7 +77,7 @@ def runs(asked: Sequence[Asked], most: int) -> Iterator[Sequence[Asked]]:
 
 def ask(
     store: Store,
-    keys: Keys,
+    space: Space,
     settings: IndexSettings,
     parts: Sequence[Sequence[Asked]],
     prefixes: dict[int, Prefix],
@@ -86,9 +87,10 @@ def ask(
     Records are told once, by the last script, for all parts: it saw all that those before it saw.
     """
     probed = dict.fromkeys(cluster for part in parts for one in part for cluster in one.probes)
+    limits = settings.limits(len(space.table))
     told = [None] * (len(parts) - 1) + [list(probed)]
     calls = [
-        (keys, arguments(part, settings, prefixes, clusters))
+        (space.keys, arguments(part, settings, limits, prefixes, clusters))
         for part, clusters in zip(parts, told, strict=True)
     ]
     return [
@@ -100,6 +102,7 @@ def ask(
 def arguments(
     asked: Sequence[Asked],
     settings: IndexSettings,
+    limits: Limits,
     prefixes: dict[int, Prefix],
     told: Sequence[int] | None,
 ) -> list[Argument]:
@@ -111,8 +114,8 @@ def arguments(
         bool(union),
         told is not None,
         settings.tail_records,
-        settings.cluster_limit,
-        settings.hard_limit,
+        limits.due,
+        limits.hard,
     )
     return [
         header,

@@ -296,7 +296,7 @@ class Index:
 
     def _recognise_round(self, space: Space, arrivals: list[Arrival]) -> list[Answer | bool | None]:
         parts = list(runs([Asked(each) for each in arrivals], self._settings.script_arrivals))
-        told = ask(self._store, space.keys, self._settings, parts, {})
+        told = ask(self._store, space, self._settings, parts, {})
         replies = [reply for each in told for reply in each.replies]
         if any(reply.outcome == STALE for reply in replies):
             self._spaces.forget(space)

@@ -62,7 +62,7 @@ class Placing:
         routes = space.table.route(vectors, chosen.probes, chosen.probe_margin, chosen.least_probes)
         answers: list[Answer | bool | None] = []
         stale = False
-        for part in self._parts(routes):
+        for part in self._parts(space, routes):
             told = self._ask(space, arrivals[part], vectors[part], routes[part])
             answers += self._conclude(space, told)
             stale |= any(each.reply.outcome == STALE for each in told)
@@ -70,9 +70,9 @@ class Placing:
             self.cache.trim()
         return answers, stale
 
-    def _parts(self, routes: list[Route]) -> Iterable[slice]:
+    def _parts(self, space: Space, routes: list[Route]) -> Iterable[slice]:
         """Split a batch so that the clusters of each part fit into the cache, and a script."""
-        fitting = self._settings.cache_bytes // (self._settings.cluster_limit * ROW)
+        fitting = self._settings.cache_bytes // (self._settings.limits(len(space.table)).due * ROW)
         most = min(fitting, PROBED)
         first, clusters = 0, set[int]()
         for at, route in enumerate(routes):
@@ -96,7 +96,7 @@ class Placing:
         ]
         parts = list(runs(asked, self._settings.script_arrivals))
         held = {cluster: prefix.state for cluster, prefix in prefixes.items()}
-        told = ask(self._store, space.keys, self._settings, parts, prefixes)
+        told = ask(self._store, space, self._settings, parts, prefixes)
         for cluster, state, first, records in each_tail(told[-1].tails):
             self.cache.extend(prefixes[CLUSTER.unpack(cluster)[0]], state, first, records)
         # The last script may have brought a newer epoch than one before it saw, in which a record

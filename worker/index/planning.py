@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from worker.index.answers import IndexSettings
+from worker.index.answers import Limits
 from worker.index.centroids import Table
 from worker.index.kernel import inner
 from worker.index.keys import CENTROID, CLUSTER, State
@@ -23,9 +23,6 @@ SMALLEST_SHARE = 0.1
 """A split leaving less than this on one side is cut at the median instead."""
 NEARER = 1e-5
 """A record moves only to a centroid this much more similar: rounding alone moves nothing."""
-UNPLANNED = 64
-"""At most so many, however large clusters may be: for each it computes two products."""
-
 OUTPUTS = 250
 """Clusters a plan moves records to: it has a byte for each record, and needs two for new ones."""
 
@@ -59,7 +56,7 @@ class Plan:
     places: npt.NDArray[np.uint8]
     retire: bool = True
 
-    def arguments(self, settings: IndexSettings, token: str) -> list[Argument]:
+    def arguments(self, limits: Limits, token: str) -> list[Argument]:
         """The arguments of the `rehome` script, which does it."""
         outputs = b"".join(CLUSTER.pack(cluster) + bytes(CENTROID) for cluster in self.existing)
         outputs += b"".join(CLUSTER.pack(0) + centroid.tobytes() for centroid in self.new)
@@ -70,15 +67,10 @@ class Plan:
             int(self.retire),
             outputs,
             self.places.tobytes(),
-            settings.cluster_limit,
-            settings.hard_limit,
-            unplanned(settings),
+            limits.due,
+            limits.hard,
+            limits.unplanned,
         ]
-
-
-def unplanned(settings: IndexSettings) -> int:
-    """How many records appended meanwhile a plan's script may place by itself."""
-    return min(UNPLANNED, settings.cluster_limit // 2)
 
 
 def attracted(table: Table, contents: Contents, fresh: list[int]) -> Plan | None:

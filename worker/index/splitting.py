@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from worker.index.answers import IndexSettings
+from worker.index.answers import IndexSettings, Limits
 from worker.index.cache import LAYOUT
 from worker.index.keys import CLUSTER, NEVER_READ, State
 from worker.index.planning import (
@@ -22,7 +22,6 @@ from worker.index.planning import (
     merge,
     split,
     strays,
-    unplanned,
 )
 from worker.index.space import Space
 from worker.index.store import Argument, Store
@@ -68,7 +67,7 @@ class Maintainer:
                 return contents is not None or bool(self._store.script("served", space.keys))
             self._step("planned")
             outcome, *new = self._store.script(
-                "rehome", space.keys, *plan.arguments(self._settings, token)
+                "rehome", space.keys, *plan.arguments(self._limits(space), token)
             )
             if outcome == b"done":
                 self._step("swapped")
@@ -105,7 +104,7 @@ class Maintainer:
             return self._plan_steadily(space, contents)
 
     def _plan_steadily(self, space: Space, contents: Contents) -> "Plan | None":
-        state, limit = contents.state, self._settings.cluster_limit
+        state, limit = contents.state, self._limits(space).due
         if contents.cluster not in space.table:
             return None
         if state.live < limit // 8:
@@ -126,7 +125,8 @@ class Maintainer:
         if not clusters:
             return set()
         states = self._store.command("HMGET", space.keys.clusters, *map(CLUSTER.pack, clusters))
-        most = self._settings.hard_limit - contents.state.live - unplanned(self._settings)
+        limits = self._limits(space)
+        most = limits.hard - contents.state.live - limits.unplanned
         return {
             cluster
             for cluster, state in zip(clusters, states, strict=True)
@@ -169,13 +169,16 @@ class Maintainer:
         self._step(f"{name}: locked")
         self._store.scripts(
             "rehome",
-            [(space.keys, plan.arguments(self._settings, token)) for plan in locked],
+            [(space.keys, plan.arguments(self._limits(space), token)) for plan in locked],
         )
         self._step(f"{name}: moved")
         self._store.scripts(
             "release",
             [(space.keys, [CLUSTER.pack(plan.contents.cluster), token, 0]) for plan in locked],
         )
+
+    def _limits(self, space: Space) -> Limits:
+        return self._settings.limits(len(space.table))
 
     def _lock(self, space: Space, cluster: int, token: str) -> tuple[Argument, ...]:
         milliseconds = int(self._settings.lock_seconds * 1000)
