@@ -17,7 +17,7 @@ from worker.images import PREPROCESSING, ImageLimits, decode
 from worker.network import DIMENSIONS, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
-DEFAULT_SHA256 = "54ef259c7f49b8d42b67589887a8a5c7b5b1ce305bdfa5054409881dfe5d7bfa"
+DEFAULT_SHA256 = "6e284f0673f5666b74ba846d1cd95fae8d30eff06754d77fd2d2d98842fa4c2a"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts
