@@ -110,6 +110,26 @@ def test_records_appended_while_a_split_is_planned_are_not_lost(bench: Bench) ->
     bench.assert_whole()
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_a_call_of_redis_that_fails_in_a_split_leaves_no_lock(bench: Bench, step: str) -> None:
+    """Only of a worker that died has anybody to wait for the end of a lock's life."""
+    index, rows = bench.index(tidy_clusters=1000), vectors(400)
+
+    def fail(name: str) -> None:
+        if name == step:
+            raise InfrastructureError("Redis: Timeout reading from socket")
+
+    place_all(index, bench.arrivals("p", rows))
+    vars(vars(index)["_maintainer"])["_step"] = fail
+    more = bench.arrivals("q", vectors(400, seed=1))
+    with pytest.raises(InfrastructureError, match="Timeout"):
+        place_all(index, more)
+    assert [*bench.store().pages(bench.keys().prefix + "lock:")] == []
+    vars(vars(index)["_maintainer"])["_step"] = lambda name: None
+    place_all(index, more)
+    bench.assert_whole()
+
+
 def test_a_full_server_stops_inserts_whole() -> None:
     with LocalRedis(config={"maxmemory": "2mb", "maxmemory-policy": "noeviction"}) as small:
         bench = Bench(small.client, "full")

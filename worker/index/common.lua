@@ -3,6 +3,7 @@
 --
 -- KEYS[1]  {ns}:root          hash   which generation answers, which is being built
 -- KEYS[2]  {ns}:<gen>:meta    hash   next sequence, log version, next cluster id, salt
+-- KEYS[3]  {ns}:<gen>:never          does not exist, so nothing runs while the slot is being moved
 -- ARGV[1]  generation the caller works on; `@` and a replication id follow where what the caller knows
 --          was read from a server, and holds for that server's history only
 --

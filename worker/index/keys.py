@@ -130,6 +130,16 @@ class Keys:
         return self.prefix + "meta"
 
     @cached_property
+    def named(self) -> tuple[str, str, str]:
+        """The keys a script is called with; the last one never exists.
+
+        A script makes the names of all others itself. While a cluster moves the slot to another
+        node each of the two has a part of them, and Redis would run the script on that part. Called
+        with a key that is missing beside one that is not, it says TRYAGAIN instead.
+        """
+        return self.root, self.meta, self.prefix + "never"
+
+    @cached_property
     def centroids(self) -> str:
         """The hash of centroids."""
         return self.prefix + "centroids"

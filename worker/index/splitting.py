@@ -7,10 +7,12 @@ must not know images or verdicts.
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
+from worker.errors import InfrastructureError
 from worker.index.answers import IndexSettings, Limits
 from worker.index.cache import LAYOUT
 from worker.index.keys import CLUSTER, NEVER_READ, State
@@ -58,6 +60,10 @@ class Maintainer:
         token = secrets.token_hex(16)
         if not self._store.command(*self._lock(space, cluster, token)):
             return False
+        with self._given_back(space, [cluster], token):
+            return self._rebuild(space, cluster, token)
+
+    def _rebuild(self, space: Space, cluster: int, token: str) -> bool:
         self._step("locked")
         for _ in range(self._settings.place_attempts):
             contents = self.read(space, cluster)
@@ -79,7 +85,7 @@ class Maintainer:
                 return True
             if outcome != b"changed":
                 return False
-        self._store.script("release", space.keys, CLUSTER.pack(cluster), token, 0)
+        self._release(space, [cluster], token)
         return False
 
     def read(self, space: Space, cluster: int) -> Contents | None:
@@ -162,6 +168,10 @@ class Maintainer:
         """Carry out plans that leave their clusters alive; one whose lock another has is left."""
         token = secrets.token_hex(16)
         made = [plan for plan in plans if plan]
+        with self._given_back(space, [plan.contents.cluster for plan in made], token):
+            self._move_locked(space, made, name, token)
+
+    def _move_locked(self, space: Space, made: list[Plan], name: str, token: str) -> None:
         locks = self._store.commands(
             [self._lock(space, plan.contents.cluster, token) for plan in made]
         )
@@ -172,13 +182,25 @@ class Maintainer:
             [(space.keys, plan.arguments(self._limits(space), token)) for plan in locked],
         )
         self._step(f"{name}: moved")
-        self._store.scripts(
-            "release",
-            [(space.keys, [CLUSTER.pack(plan.contents.cluster), token, 0]) for plan in locked],
-        )
+        self._release(space, [plan.contents.cluster for plan in locked], token)
 
     def _limits(self, space: Space) -> Limits:
         return self._settings.limits(len(space.table))
+
+    @contextmanager
+    def _given_back(self, space: Space, clusters: list[int], token: str) -> Iterator[None]:
+        """Give locks back where Redis fails: or this worker, too, waits until their life ends."""
+        try:
+            yield
+        except InfrastructureError:
+            with suppress(InfrastructureError):
+                self._release(space, clusters, token)
+            raise
+
+    def _release(self, space: Space, clusters: list[int], token: str) -> None:
+        """Give locks back; fenced, so one that is another's stays."""
+        calls = [(space.keys, (CLUSTER.pack(cluster), token, 0)) for cluster in clusters]
+        self._store.scripts("release", calls)
 
     def _lock(self, space: Space, cluster: int, token: str) -> tuple[Argument, ...]:
         milliseconds = int(self._settings.lock_seconds * 1000)

@@ -57,7 +57,7 @@ class Store:
     def scripts(self, name: str, calls: Sequence[tuple[Keys, Sequence[Argument]]]) -> list[Any]:
         """Run a script once for each call, in order within a namespace; answers in call order."""
         commands: list[tuple[Argument, ...]] = [
-            ("EVALSHA", script_digest(name), 2, keys.root, keys.meta, keys.claim, *arguments)
+            ("EVALSHA", script_digest(name), len(keys.named), *keys.named, keys.claim, *arguments)
             for keys, arguments in calls
         ]
         replies = self.commands(commands)
