@@ -28,6 +28,7 @@ from worker.membership import Assignor, Membership
 from worker.messages import Omitted, Record
 from worker.offsets import Partition
 from worker.prefetched import Prefetched
+from worker.topics import TopicId
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Consumer:
             self._consumer, assignor, lambda lost: owner.released(_partitions(lost))
         )
         self._prefetched = Prefetched(self._consumer, settings.poll_bytes)
+        self._topic_id = TopicId(self._consumer, settings.topic)
         listener = _Listener(
             self._consumer,
             self._membership,
@@ -118,7 +120,14 @@ class Consumer:
             except LogTruncationError as error:
                 self._begin_again(error.divergent_offsets)
                 return []
-        return [record_of(message) for messages in found.values() for message in messages]
+            if self._topic_id.look() and (assigned := self._consumer.assignment()):
+                self._consumer.seek_to_beginning(*assigned)
+                return []
+        return [
+            record_of(message, self._topic_id.now)
+            for messages in found.values()
+            for message in messages
+        ]
 
     def _begin(self, partitions: set[TopicPartition]) -> None:
         """Give partitions without a position the group's, or where it has none, the beginning.
@@ -136,6 +145,7 @@ class Consumer:
 
     def _begin_again(self, partitions: Iterable[TopicPartition]) -> None:
         """Read what there still is of partitions whose log no longer has our position."""
+        self._topic_id.ask(BEGIN_MS)  # before anything is read that another topic may hold
         for partition in set(partitions) & self._consumer.assignment():
             log.error(
                 "messages are gone unread, or were read and are gone: reading what there is",
@@ -320,8 +330,8 @@ class _translated:  # noqa: N801 - reads as a word in a `with` statement
             raise InfrastructureError(f"{self._what}: {error!r}") from error
 
 
-def record_of(message: Any) -> Record:
-    """A record as kafka-python consumed it, as the project carries it."""
+def record_of(message: Any, topic_id: str) -> Record:
+    """A record of a topic as kafka-python consumed it, as the project carries it."""
     omitted = message.value if isinstance(message.value, Omitted) else None
     return Record(
         topic=message.topic,
@@ -334,6 +344,7 @@ def record_of(message: Any) -> Record:
         headers=tuple((name, value or b"") for name, value in message.headers),
         leader_epoch=message.leader_epoch if message.leader_epoch is not None else -1,
         omitted=omitted,
+        topic_id=topic_id,
     )
 
 

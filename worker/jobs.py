@@ -78,6 +78,7 @@ class Job:
             store=self.event.op is Op.ADD,
             position=(self.record.partition, self.record.offset),
             vector=self.vector,
+            topic=self.record.topic_id,
         )
 
 

@@ -46,7 +46,11 @@ class Omitted:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One Kafka record as it was consumed: bytes, not yet believed."""
+    """One Kafka record as it was consumed: bytes, not yet believed.
+
+    `topic_id` is Kafka's own (KIP-516), another one where the topic was made anew; empty where the
+    brokers tell none.
+    """
 
     topic: str
     partition: int
@@ -57,6 +61,7 @@ class Record:
     headers: Headers = ()
     leader_epoch: int = -1
     omitted: Omitted | None = None
+    topic_id: str = ""
 
     @property
     def size(self) -> int:

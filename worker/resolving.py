@@ -57,8 +57,10 @@ class Resolver:
     def _forget(self, job: Job) -> None:
         event = job.event
         assert event is not None
-        position = (job.record.partition, job.record.offset)
-        self._persist("forget", self._index.forget, event.namespace, event.image_id, position)
+        position, topic = (job.record.partition, job.record.offset), job.record.topic_id
+        self._persist(
+            "forget", self._index.forget, event.namespace, event.image_id, position, topic
+        )
         self._on_step("forgotten")
 
     def _place(self, jobs: list[Job]) -> None:

@@ -108,6 +108,22 @@ def test_lost_writes_are_told_and_can_be_repeated(pair: Pair, bench: Bench) -> N
     bench.assert_whole()
 
 
+def test_what_a_former_topic_held_is_not_read_again(pair: Pair, bench: Bench) -> None:
+    """Its offsets mean others in the topic of now; that it is lost is counted all the same."""
+    index, rows = bench.index(), vectors(20)
+    index.place(bench.arrivals("kept", rows[:1]))
+    pair.synchronise()
+    pair.cut_off()
+    former = [bench.arrival(f"f{at}", row, topic="a") for at, row in enumerate(rows[1:10])]
+    latter = [bench.arrival(f"l{at}", row, topic="b") for at, row in enumerate(rows[10:])]
+    index.place(former)
+    index.place(latter)
+    pair.fail_over()
+    index.ping()
+    assert index.lost() == {0: latter[0].position[1]}
+    assert index.stats()["lost_images"] == 19
+
+
 def test_what_was_cached_is_not_taken_for_what_grew_there_since(pair: Pair, bench: Bench) -> None:
     """As many records as before, in the same clusters, under the same sequences: others."""
     index, rows = bench.index(), vectors(120)

@@ -4,6 +4,7 @@ import asyncio
 from queue import Queue
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 from kafka.errors import KafkaTimeoutError, NoOffsetForPartitionError, OffsetOutOfRangeError
@@ -40,6 +41,18 @@ class Client:
         self._fetcher = SimpleNamespace(
             _next_partition_records=None, send_fetches=list, fetched_records=list
         )
+        self.records: list[Any] = []
+        self.topic_id: UUID | None = None
+        self.told: UUID | None = None  # by the next answer of the brokers
+        self._cluster = SimpleNamespace(
+            topic_id=lambda topic: self.topic_id, request_update=lambda: "asked"
+        )
+        self._manager = SimpleNamespace(wait_for="wait for")
+        self._net = SimpleNamespace(run=self._run)
+
+    def _run(self, wait_for: str, asked: str, timeout_ms: int) -> None:
+        assert (wait_for, asked) == ("wait for", "asked")
+        self.topic_id = self.told
 
     def subscribe(self, topics: list[str], listener: Any) -> None:
         self.listener = listener
@@ -51,7 +64,7 @@ class Client:
         failure, self.fails = self.fails, None
         if failure is not None:
             raise failure
-        return {}
+        return {P: self.records}
 
     def committed(self, partition: TopicPartition, timeout_ms: int) -> int | None:
         return self.offsets.get(partition)
@@ -119,6 +132,40 @@ def test_a_position_that_is_gone_is_said_and_read_from_what_is_left(
     assert member.poll(0.1, 10) == []
     assert client.seeks == {P: "beginning"}
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def message(offset: int) -> SimpleNamespace:
+    told = {"topic": "images", "partition": 0, "offset": offset, "timestamp": 0, "key": b"k"}
+    return SimpleNamespace(**told, value=b"v", headers=[], leader_epoch=None)
+
+
+def test_a_topic_made_anew_is_read_from_its_beginning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    member, client, _ = consumer(monkeypatch)
+    client.records = [message(5)]
+    assert [record.topic_id for record in member.poll(0.1, 10)] == [""], "none is told"
+    for client.topic_id in (UUID(int=7), None, UUID(int=0), UUID(int=7)):
+        assert [record.topic_id for record in member.poll(0.1, 10)] == [UUID(int=7).hex]
+    assert client.seeks == {}
+    client.topic_id = UUID(int=8)
+    assert member.poll(0.1, 10) == [], "whose they are is not known"
+    assert client.seeks == {P: "beginning", Q: "beginning"}
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert [record.topic_id for record in member.poll(0.1, 10)] == [UUID(int=8).hex]
+
+
+def test_where_a_log_lacks_an_offset_the_brokers_are_asked_whose_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    member, client, _ = consumer(monkeypatch)
+    client.topic_id = UUID(int=7)
+    assert member.poll(0.1, 10) == []
+    client.fails, client.told = OffsetOutOfRangeError({P: 7}), UUID(int=8)
+    assert member.poll(0.1, 10) == []
+    assert client.seeks == {P: "beginning"}
+    client.records = [message(0)]
+    assert [record.topic_id for record in member.poll(0.1, 10)] == [UUID(int=8).hex]
 
 
 def test_no_membership_is_no_fence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,8 @@ class Arrival:
     """One image to recognise or place.
 
     `sha256` is the full digest of its bytes, `position` the partition and offset of its event,
-    `vector` an int8 row (128,); `store=False` asks without leaving a trace.
+    `vector` an int8 row (128,), `topic` the id of the event's topic where it has one; `store=False`
+    asks without leaving a trace.
     """
 
     namespace: str
@@ -119,6 +120,7 @@ class Arrival:
     store: bool
     position: tuple[int, int]
     vector: Vectors | None = None
+    topic: str = ""
 
 
 class Neighbour(NamedTuple):

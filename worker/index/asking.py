@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from worker.index.answers import Answer, Arrival, IndexSettings, Limits, Neighbour
+from worker.index.answers import Answer, Arrival, IndexSettings, Neighbour
 from worker.index.cache import Prefix
 from worker.index.keys import DIGEST, RECORD, digest
 from worker.index.space import Space
@@ -87,10 +87,9 @@ def ask(
     Records are told once, by the last script, for all parts: it saw all that those before it saw.
     """
     probed = dict.fromkeys(cluster for part in parts for one in part for cluster in one.probes)
-    limits = settings.limits(len(space.table))
     told = [None] * (len(parts) - 1) + [list(probed)]
     calls = [
-        (space.keys, arguments(part, settings, limits, prefixes, clusters))
+        (space.keys, arguments(space, part, settings, prefixes, clusters))
         for part, clusters in zip(parts, told, strict=True)
     ]
     return [
@@ -100,9 +99,9 @@ def ask(
 
 
 def arguments(
+    space: Space,
     asked: Sequence[Asked],
     settings: IndexSettings,
-    limits: Limits,
     prefixes: dict[int, Prefix],
     told: Sequence[int] | None,
 ) -> list[Argument]:
@@ -110,6 +109,7 @@ def arguments(
     union = told or dict.fromkeys(cluster for one in asked for cluster in one.probes)
     places = {cluster: place for place, cluster in enumerate(union, 1)}
     held = [prefixes[cluster] for cluster in union]
+    limits = settings.limits(len(space.table))
     header = HEADER.pack(
         bool(union),
         told is not None,
@@ -120,11 +120,11 @@ def arguments(
     return [
         header,
         b"".join([prefix.cluster + prefix.state for prefix in held]),
-        b"".join([_packed(one, places) for one in asked]),
+        b"".join([_packed(space, one, places) for one in asked]),
     ]
 
 
-def _packed(one: Asked, places: dict[int, int]) -> bytes:
+def _packed(space: Space, one: Asked, places: dict[int, int]) -> bytes:
     arrival = one.arrival
     partition, offset = arrival.position
     name = arrival.image_id.encode()
@@ -134,7 +134,7 @@ def _packed(one: Asked, places: dict[int, int]) -> bytes:
         arrival.store,
         digest(arrival.image_id),
         arrival.sha256[:DIGEST],
-        partition,
+        space.partition(arrival.topic, partition),
         offset >> 32,
         offset & 0xFFFFFFFF,
         len(name),

@@ -166,8 +166,10 @@ class Index:
             self._names.popitem(last=False)
         return named
 
-    def forget(self, namespace: str, image_id: str, position: tuple[int, int]) -> bool:
-        """Delete an image as told by the event at `position` (partition, offset).
+    def forget(
+        self, namespace: str, image_id: str, position: tuple[int, int], topic: str = ""
+    ) -> bool:
+        """Delete an image as told by the event at `position` (partition, offset) of a topic.
 
         True when it is gone because of this event, now or in an earlier delivery of it. An add
         older than the delete then gets its first verdict again; a later add is a new image.
@@ -176,12 +178,13 @@ class Index:
             space = self._existing(namespace)
             if space is None:
                 return False
+            partition, offset = space.partition(topic, position[0]), position[1]
             deleted = self._store.script(
-                "forget", space.keys, image_id, digest(image_id), *position
+                "forget", space.keys, image_id, digest(image_id), partition, offset
             )
             if deleted >= 0:
                 if deleted:
-                    write = Write(namespace, image_id, deleted, position, deletes=True)
+                    write = Write(namespace, image_id, deleted, position, topic, deletes=True)
                     self._recent.wrote(space, [write])
                 return bool(deleted)
             self._spaces.forget(space)
@@ -285,7 +288,13 @@ class Index:
         self, space: Space, arrivals: list[Arrival], replies: list[Answer | bool | None]
     ) -> None:
         writes = [
-            Write(arrival.namespace, arrival.image_id, reply.sequence, arrival.position)
+            Write(
+                arrival.namespace,
+                arrival.image_id,
+                reply.sequence,
+                arrival.position,
+                arrival.topic,
+            )
             for arrival, reply in zip(arrivals, replies, strict=True)
             if isinstance(reply, Answer)
             and reply.outcome in ("placed", "exact")

@@ -7,7 +7,8 @@ a namespace by one model: `rebuild` fills the next one while the first answers.
 
     dedup:namespaces      set     the namespaces that exist (percent-encoded)
     {ns}:root             hash    serving, building -> generation; model:<g> -> model id;
-                                  layout:<g> -> LAYOUT; retired:<g> -> 1 until its keys are gone
+                                  layout:<g> -> LAYOUT; retired:<g> -> 1 until its keys are gone;
+                                  topics -> how many it knows; topic:<id> -> number of a topic
     {ns}:<g>:meta         hash    sequence -> last one handed out; version -> of the centroid log;
                                   cluster -> last id handed out; salt -> of the lookups
     {ns}:<g>:centroids    hash    cluster (u32 BE) -> 128 x int8
@@ -27,8 +28,12 @@ a namespace by one model: `rebuild` fills the next one while the first answers.
 
 Record (BE): u8 kind (0 living, 1 exact copy, 2 deleted), 16 bytes SHA-256, u32 partition, u48
 offset, u48 cluster, or for a copy the sequence of its original; a deleted one ends with the
-delete's u32 partition and u48 offset. Partitions from FILES on are no topic's: each is a file that
-a rebuild read, whose lines are the offsets, and which was before the topic.
+delete's u32 partition and u48 offset. A topic that was made anew counts its offsets from 0 again,
+and another topic or Kafka has offsets of its own. So what is called partition here is 65,536 times
+the number of the topic, by Kafka's topic id (KIP-516), and its partition: events of different
+topics are never taken for each other, and what comes from one is younger than what came before.
+Partitions from FILES on are no topic's: each is a file that a rebuild read, whose lines are the
+offsets, and which was before all topics.
 
 Sixteen bytes of a SHA-256 are enough: an accident needs 2^64 images, and an attacker who spends
 2^64 work makes two images of his own count as the same. Linear hashing keeps 20 to 80 fields in a
@@ -57,7 +62,8 @@ LOAD = 40
 CHUNK = 60
 
 FILES = 1 << 31
-"""Kafka's partitions are int32."""
+PARTITIONS = 1 << 16
+"""Of one topic that can be told apart; and FILES // PARTITIONS topics in a namespace."""
 
 LIVE, COPY, DELETED = 0, 1, 2
 IMAGE = struct.Struct(">B16sIHIHI")

@@ -42,6 +42,7 @@ from worker.prefetched import Prefetched
 from worker.source_settings import source_policy
 from worker.sources import Fetcher
 from worker.storage import connect
+from worker.topics import TopicId
 
 IN_FLIGHT = 256
 """Events in work at once."""
@@ -262,10 +263,12 @@ def _until_end(
 ) -> Iterator[Record]:
     """Records up to where the partitions end now."""
     ends = consumer.end_offsets(partitions)
+    topic_id = TopicId(consumer, partitions[0].topic)
+    topic_id.look()
     while any(consumer.position(each) < ends[each] for each in partitions):
         prefetched.before_poll()
         for messages in consumer.poll(timeout_ms=POLL_MS).values():
-            yield from map(record_of, messages)
+            yield from (record_of(message, topic_id.now) for message in messages)
 
 
 @contextmanager

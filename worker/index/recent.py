@@ -33,6 +33,7 @@ class Write:
     image_id: str
     sequence: int
     position: Position
+    topic: str = ""
     deletes: bool = False
 
 
@@ -115,8 +116,11 @@ class Recent:
             return
         # Nothing older is left that could prove where the loss begins.
         may_be_more = len(gone) == len(mine) and len(self._writes) == self._writes.maxlen
+        # What a topic held that is another one by now cannot be read again.
+        topic = self._writes[-1].topic if self._writes else ""
         for write in gone:
-            self._add_lost(write.position)
+            if write.topic == topic:
+                self._add_lost(write.position)
         lost = {id(write) for write in gone}
         self._writes = deque(
             (write for write in self._writes if id(write) not in lost), self._writes.maxlen
@@ -127,6 +131,7 @@ class Recent:
                 "namespace": space.keys.namespace,
                 "lost_images": images,
                 "lost_deletes": len(gone) - images,
+                "of_former_topics": sum(write.topic != topic for write in gone),
                 "may_be_more": may_be_more,
                 "from": dict(self._lost),
             },

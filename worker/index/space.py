@@ -10,7 +10,17 @@ from collections.abc import Callable
 
 from worker.errors import ConfigError, ModelMismatch
 from worker.index.centroids import Table
-from worker.index.keys import CENTROID, LAYOUT, LAYOUTS, NAMESPACES, SALT, Keys, encode
+from worker.index.keys import (
+    CENTROID,
+    FILES,
+    LAYOUT,
+    LAYOUTS,
+    NAMESPACES,
+    PARTITIONS,
+    SALT,
+    Keys,
+    encode,
+)
 from worker.index.store import Store
 
 Opener = Callable[[Store, str, str], "Space"]
@@ -21,10 +31,33 @@ class Space:
 
     def __init__(self, store: Store, keys: Keys) -> None:
         self.keys = keys
+        self._store = store
+        self._topics: dict[str, int] = {}
         self.table = Table(store, keys)
         self.table.refresh()
         # Workers that start anew at the same cluster would never come to the others.
         self.tidied = secrets.choice(self.table.clusters() or [0])
+
+    def partition(self, topic: str, partition: int) -> int:
+        """Where the events of a topic's partition stand in records, see `keys`.
+
+        Of a topic without an id it is the partition itself. Raises ConfigError for what cannot be
+        told apart from others. Where nothing holds any more the answer means nothing, either.
+        """
+        if not topic:
+            return partition
+        number = self._topics.get(topic)
+        if number is None:
+            number = int(self._store.script("topic", self.keys, topic))
+            if number < 0:
+                return partition
+            self._topics[topic] = number
+        if partition >= PARTITIONS or number >= FILES // PARTITIONS:
+            raise ConfigError(
+                f"partition {partition} of topic {number} of namespace {self.keys.namespace!r} is "
+                f"too much: it takes {PARTITIONS} partitions of {FILES // PARTITIONS} topics"
+            )
+        return number * PARTITIONS + partition
 
 
 class Spaces:
