@@ -64,7 +64,9 @@ MAY_IMPORT = {
         "messages",
         "offsets",
         "prefetched",
+        "topics",
     },
+    "topics": set(),
     "publishing": {"broker", "config", "connections", "errors"},
     "assignment": {"jobs", "messages", "metrics", "offsets"},
     "outbox": {
