@@ -1,8 +1,10 @@
 """The whole trip of an event, through a real broker, a real worker process and a real Redis."""
 
 import json
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.stream.harness import (
     PATIENT,
     Event,
     Reader,
+    Worker,
     by_uri,
     inline,
     publish,
@@ -92,8 +95,23 @@ def test_every_kind_of_event(
     assert [dict(message.headers)["dedup-reason"] for message in dead] == [b"id_conflict"]
     assert dead[0].value == events[4].value
     check_metrics(worker)
+    info = labels(worker, "dedup_build_info")
+    assert {info["model_id"]} == {v["model_id"] for v in verdicts}
+    assert {float(info["threshold"])} == {v["threshold"] for v in verdicts}
+    assert (info["version"], info["device"], info["embed_mode"]) == (
+        version("image-dedup-stream"),
+        "cpu",
+        "fp32",
+    )
     assert worker.terminate() == 0
     assert committed(kafka_server, topics)[TopicPartition(topics.images, 0)] == len(events)
+
+
+def labels(worker: Worker, metric: str) -> dict[str, str]:
+    """Those of a metric's one sample."""
+    lines = worker.get("/metrics").text.splitlines()
+    (line,) = (line for line in lines if line.startswith(metric + "{"))
+    return dict(re.findall(r'(\w+)="([^"]*)"', line))
 
 
 def check_metrics(worker: Any) -> None:
