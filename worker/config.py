@@ -88,6 +88,9 @@ class Settings(KafkaSettings, RedisSettings):
     )
 
     # Events
+    max_headers: int = Field(
+        1_000, ge=1, le=100_000, description="most headers of an event; one takes some 200 bytes"
+    )
     max_id_bytes: int = Field(512, ge=1, le=65_536, description="longest image id, in bytes")
     namespaces: CommaList = Field(
         (), description="namespaces events may name, e.g. default,shop; others are a dead letter"

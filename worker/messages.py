@@ -17,6 +17,7 @@ from pydantic_core import from_json
 from worker.errors import EventError, Reason
 
 SCHEMA = 1
+RECORD_BYTES, HEADER_BYTES = 512, 160  # what the objects of each take besides their contents
 NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -60,9 +61,9 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Bytes of key, value and headers."""
-        headers = sum(len(name) + len(value) for name, value in self.headers)
-        return len(self.key or b"") + len(self.value or b"") + headers
+        """Bytes it takes to hold: key, value, headers, and the objects they are."""
+        headers = sum(HEADER_BYTES + len(name) + len(value) for name, value in self.headers)
+        return RECORD_BYTES + len(self.key or b"") + len(self.value or b"") + headers
 
 
 @dataclass(frozen=True, slots=True)

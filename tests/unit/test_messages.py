@@ -1,6 +1,7 @@
 """Every way an event can be written, rightly and wrongly."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from worker.errors import EventError, Reason
 from worker.messages import (
+    RECORD_BYTES,
     MessageLimits,
     Omitted,
     Op,
@@ -239,7 +241,25 @@ def test_what_was_not_taken_in_is_said_of_one_event_and_of_several() -> None:
 
 
 def test_headers_count_as_what_is_held() -> None:
-    assert record(b"123", key=b"12", headers=(("name", b"12345"),)).size == 14
+    bare = record(b"123", key=b"12").size
+    assert record(b"", key=None).size < bare
+    assert record(b"123", key=b"12", headers=(("name", b"12345"),)).size >= bare + 9
+
+
+@pytest.mark.parametrize("headers", [0, 10, 1_000])
+def test_a_record_counts_as_what_it_takes(headers: int) -> None:
+    """Of four bytes on the wire, a header is some two hundred once it is an object."""
+    tracemalloc.start()
+    try:
+        made = [
+            record(b"%d" % n, headers=tuple((f"{n:03x}", b"%03x" % n) for n in range(headers)))
+            for n in range(100)
+        ]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    counted = sum(each.size for each in made)
+    assert 0.9 * taken < counted < taken + len(made) * (RECORD_BYTES + 40 * headers)
 
 
 def test_ids_of_verdicts_depend_on_their_place_alone() -> None:
