@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -182,6 +183,31 @@ def test_loop_of_links_is_blocked(root: Path) -> None:
 @pytest.mark.parametrize("path", ["none.jpg", "sub/none/a.jpg", "sub/a.jpg/b", "x" * 300])
 def test_missing_file_is_gone(path: str, root: Path) -> None:
     assert refusal(f"{root.as_uri()}/{path}", root).reason is Reason.SOURCE_GONE
+
+
+@pytest.mark.parametrize("piece", ["a/", "%61/", "../", "me/", "ü/"])
+def test_endless_path_is_refused_unread(
+    piece: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resolving a megabyte of one would take half a minute."""
+    (root / "me").symlink_to(root)
+    resolved: list[object] = []
+    monkeypatch.setattr(os.path, "realpath", resolved.append)
+    for times in (4_096, 1_000_000):
+        kept = urlsplit.cache_info().misses
+        error = refusal(f"{root.as_uri()}/{piece * times}", root)
+        assert (error.reason, error.detail) == (Reason.SOURCE_GONE, "File name too long")
+    assert urlsplit.cache_info().misses == kept, "a megabyte was kept"
+    assert resolved == []
+
+
+def test_path_of_the_longest_length_is_looked_for(root: Path) -> None:
+    fill = 4_096 - len(str(root)) - len("/./sub/a.jpg")
+    path = f"{root}/./{'/' * fill}sub/a.jpg"
+    assert fetch(f"file://{path}", root) == BODY
+    encoded = "".join(f"%{ord(each):02x}" for each in path[1:])
+    assert fetch(f"file://localhost/{encoded}", root) == BODY
+    assert refusal(f"file://{path}x".replace("/./", "/.//"), root).reason is Reason.SOURCE_GONE
 
 
 def test_size_is_limited_exactly(root: Path) -> None:
