@@ -241,7 +241,9 @@ class Settings(KafkaSettings, RedisSettings):
     )
 
     # Watching
-    http_host: str = Field("127.0.0.1", description="address of /metrics, /livez and /readyz")
+    http_host: str = Field(
+        "127.0.0.1", description="address of /metrics, /livez and /readyz, IPv4 or IPv6"
+    )
     http_port: int = Field(9400, ge=0, le=65_535, description="their port; 0 picks a free one")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged; debug has a line an event"
