@@ -112,6 +112,44 @@ def test_an_empty_inline_image_is_no_tombstone() -> None:
     assert (event.op, event.data) == (Op.ADD, b"")
 
 
+NO_TIMES = [
+    *("2020-01-01ẗ00:00:00Z", "20200101T00Z", "20200101T000000Z", "2020-W01-1T00:00:00Z"),
+    *(
+        "2020-01-01T00:00Z",
+        "2020-01-01T00:00:00,5Z",
+        "2020-01-01T00:00:00.Z",
+        "2020-01-01 00:00:00Z",
+    ),
+    *("2020-01-01T00:00:00+0000", "2020-01-01T00:00:00+00:00:00", "2020-01-01T00:00:00Z\n"),
+    *(
+        "2020-02-30T00:00:00Z",
+        "2020-01-01T25:00:00Z",
+        "2020-01-01T00:00:00+99:99",
+        "٢٠٢٠-01-01T00:00:00Z",
+    ),
+    "2020-01-01T00:00:00." + "0" * 1_000_000 + "Z",  # a verdict repeats it
+]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *("2026-01-02T03:04:05Z", "2026-01-02t03:04:05z", "2026-01-02T03:04:05.123456789-23:59"),
+        *("9999-12-31T23:59:59.9+00:00", "0001-01-01T00:00:00+14:00"),
+    ],
+)
+def test_a_time_comes_back_as_it_was_written(moment: str) -> None:
+    assert parse(record(event_json(occurred_at=moment)), LIMITS).occurred_at == moment
+
+
+@pytest.mark.parametrize(
+    "written", [b"Image/JPEG", b" image/jpeg ", b"\timage/jpeg", b"IMAGE/png;q=1"]
+)
+def test_media_types_have_no_case(written: bytes) -> None:
+    headers = (("Content-Type", written),)
+    assert parse(record(b"bytes", headers=headers), LIMITS).data == b"bytes"
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -147,6 +185,7 @@ def test_an_empty_inline_image_is_no_tombstone() -> None:
         event_json(occurred_at="yesterday"),
         event_json(occurred_at="2026-01-02"),
         event_json(occurred_at="2026-01-02T03:04:05"),
+        *(event_json(occurred_at=each) for each in NO_TIMES),
         event_json(attributes=[1]),
         event_json(attributes={"a": "x" * 16_384}),
         b'{"schema":1,"image_id":"a","uri":"x","attributes":{"a":NaN}}',
