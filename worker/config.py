@@ -275,7 +275,8 @@ class Settings(KafkaSettings, RedisSettings):
     def _schemes_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         unknown = sorted(set(value) - {"http", "https", "file", "s3"})
         if unknown:
-            raise ValueError(f"not http, https, file or s3: {', '.join(unknown)}")
+            names = ", ".join(map(wellformed.shown, unknown))
+            raise ValueError(f"not http, https, file or s3: {names}")
         return value
 
     @property
