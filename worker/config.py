@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from worker import wellformed
@@ -260,8 +260,11 @@ class Settings(KafkaSettings, RedisSettings):
         mode="before",
     )
     @classmethod
-    def _split_commas(cls, value: object) -> object:
+    def _split_commas(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
+            # A password may hold commas, and a part of it would be in the error without its @.
+            if "@" in value and info.field_name != "fetch_roots":
+                raise ValueError("an @; users and passwords are settings of their own")
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 

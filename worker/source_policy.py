@@ -54,14 +54,12 @@ class SourcePolicy:
     def __post_init__(self) -> None:
         for scheme in self.schemes:
             if scheme not in SCHEMES:
-                given = wellformed.shown(scheme)
-                raise ConfigError(f"fetch_schemes: {given} is not one of {', '.join(SCHEMES)}")
+                raise ConfigError(f"fetch_schemes: {scheme!r} is not one of {', '.join(SCHEMES)}")
         if "s3" in self.schemes and not self.buckets:
             raise ConfigError("fetch_buckets: s3 may fetch nothing unless buckets are named")
         for bucket in self.buckets:
             if not _BUCKET.fullmatch(bucket):
-                given = wellformed.shown(bucket)
-                raise ConfigError(f"fetch_buckets: {given} is not the name of a bucket")
+                raise ConfigError(f"fetch_buckets: {bucket!r} is not the name of a bucket")
         if self.s3_endpoint is not None and not _is_endpoint(self.s3_endpoint):
             raise ConfigError("fetch_s3_endpoint: not an http(s) url without user and password")
         for root in self.roots:

@@ -30,7 +30,9 @@ def test_defaults_hold() -> None:
 def test_the_environment_is_read_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEDUP_TOPIC", "from-environment")
     monkeypatch.setenv("DEDUP_FETCH_HOSTS", "a.example, *.b.example")
+    monkeypatch.setenv("DEDUP_FETCH_ROOTS", "/srv/a@b,/srv/c")
     assert read().topic == "from-environment"
+    assert read().fetch_roots == ("/srv/a@b", "/srv/c")
     assert read().fetch_hosts == ("a.example", "*.b.example")
     assert (read().namespaces, read("--namespaces", "a, b").namespaces) == ((), ("a", "b"))
     assert read("--topic", "from-flag").topic == "from-flag"
@@ -135,6 +137,9 @@ PEM = f"-----BEGIN PRIVATE KEY-----\n{'/hunter2' * 200}\n-----END PRIVATE KEY---
         ("fetch-s3-endpoint", "https://user:hunter2@h"),
         ("fetch-hosts", "https://user:hunter2@h"),
         ("fetch-hosts", "https://user:hunter2,with,commas@h"),
+        ("fetch-hosts", "user:hunter2,with,commas@h"),
+        ("fetch-hosts", "https://h/?signature=hunter2"),
+        ("fetch-networks", "user:hunter2@10.0.0.0/8"),
         ("fetch-schemes", "https://user:hunter2@h"),
         ("fetch-buckets", "s3://user:hunter2@bucket"),
         ("namespaces", "user:hunter2@h"),
