@@ -59,7 +59,7 @@ class Consumer:
         assignor = Assignor()
         session_ms = int(settings.session_timeout_seconds * 1000)
         revoke_ms = int(settings.revoke_timeout_seconds * 1000)
-        bound(Bounds(settings.max_message_bytes, settings.batch_bytes))
+        bound(Bounds(settings.max_message_bytes, settings.batch_bytes, settings.max_headers))
         self._consumer = connect(
             lambda: KafkaConsumer(
                 **settings.client_options(),

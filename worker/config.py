@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from worker import wellformed
@@ -88,6 +88,9 @@ class Settings(KafkaSettings, RedisSettings):
     )
 
     # Events
+    max_headers: int = Field(
+        1_000, ge=1, le=100_000, description="most headers of an event; one takes some 200 bytes"
+    )
     max_id_bytes: int = Field(512, ge=1, le=65_536, description="longest image id, in bytes")
     namespaces: CommaList = Field(
         (), description="namespaces events may name, e.g. default,shop; others are a dead letter"
@@ -238,7 +241,9 @@ class Settings(KafkaSettings, RedisSettings):
     )
 
     # Watching
-    http_host: str = Field("127.0.0.1", description="address of /metrics, /livez and /readyz")
+    http_host: str = Field(
+        "127.0.0.1", description="address of /metrics, /livez and /readyz, IPv4 or IPv6"
+    )
     http_port: int = Field(9400, ge=0, le=65_535, description="their port; 0 picks a free one")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged; debug has a line an event"
@@ -255,8 +260,11 @@ class Settings(KafkaSettings, RedisSettings):
         mode="before",
     )
     @classmethod
-    def _split_commas(cls, value: object) -> object:
+    def _split_commas(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
+            # A password may hold commas, and a part of it would be in the error without its @.
+            if "@" in value and info.field_name != "fetch_roots":
+                raise ValueError("an @; users and passwords are settings of their own")
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
@@ -270,7 +278,8 @@ class Settings(KafkaSettings, RedisSettings):
     def _schemes_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         unknown = sorted(set(value) - {"http", "https", "file", "s3"})
         if unknown:
-            raise ValueError(f"not http, https, file or s3: {', '.join(unknown)}")
+            names = ", ".join(map(wellformed.shown, unknown))
+            raise ValueError(f"not http, https, file or s3: {names}")
         return value
 
     @property

@@ -3,6 +3,7 @@
 Owns addresses, TLS and credentials, and what of them can be told wrong before anything connects.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -59,8 +60,22 @@ class KafkaSettings(BaseSettings):
     @model_validator(mode="after")
     def _files_exist(self) -> "KafkaSettings":
         for name, value in self:
-            if isinstance(value, Path) and name.endswith("_file") and not value.is_file():
-                raise ValueError(f"{name}: no such file: {value}")
+            if isinstance(value, Path) and name.endswith("_file") and not _is_file(value):
+                raise ValueError(f"{name}: no such file: {wellformed.shown(str(value))}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_set_in_vain(self) -> "KafkaSettings":
+        protocol = self.security_protocol
+        for name, value in self:
+            if value is None:
+                continue
+            if name.startswith("sasl_") and not protocol.startswith("SASL"):
+                raise ValueError(f"{name} needs a security_protocol with SASL, not {protocol}")
+            if name.startswith("kafka_") and "SSL" not in protocol:
+                raise ValueError(f"{name} needs a security_protocol with SSL, not {protocol}")
+            if name.startswith("kafka_key_") and self.kafka_cert_file is None:
+                raise ValueError(f"{name} needs kafka_cert_file")
         return self
 
     def client_options(self) -> dict[str, Any]:
@@ -121,9 +136,14 @@ class RedisSettings(BaseSettings):
             file = getattr(self, name)
             if file is not None and not self.redis_url.startswith("rediss://"):
                 raise ValueError(f"{name} needs a rediss:// address")
-            if file is not None and not file.is_file():
-                raise ValueError(f"{name}: no such file: {file}")
+            if file is not None and not _is_file(file):
+                raise ValueError(f"{name}: no such file: {wellformed.shown(str(file))}")
         return self
+
+
+def _is_file(file: Path) -> bool:
+    """False, too, where it is no path at all, as a key in PEM: Path.is_file would raise."""
+    return os.path.isfile(file)  # noqa: PTH113
 
 
 def _ends_where_it_seems(url: str) -> bool:

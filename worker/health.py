@@ -4,10 +4,12 @@ Knows only callables that answer; what they check is wired by the loop.
 """
 
 import json
+import socket
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import TracebackType
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -25,7 +27,10 @@ class HealthServer:
         live: Mapping[str, Check],
         ready: Mapping[str, Check],
     ) -> None:
-        """Bind `host:port` (0 picks a free port). Raises OSError when it cannot."""
+        """Bind `host:port` (0 picks a free port). Raises OSError when it cannot.
+
+        An IPv6 address may have brackets; of a name with addresses of both kinds, IPv4 is meant.
+        """
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 10  # seconds a client may keep a connection without asking
@@ -54,8 +59,13 @@ class HealthServer:
             def log_message(self, format: str, *args: object) -> None:
                 """Scrapes are not news."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        family, address = _address(host, port)
+
+        class Server(ThreadingHTTPServer):
+            address_family = family
+            daemon_threads = True
+
+        self._server = Server(address, Handler)
         self.port = int(self._server.server_address[1])
         self._thread = Thread(target=self._server.serve_forever, name="health", daemon=True)
 
@@ -71,3 +81,15 @@ class HealthServer:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _address(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """The kind of address to listen at, and the address. Raises OSError for an unknown name."""
+    found = socket.getaddrinfo(
+        host.removeprefix("[").removesuffix("]") or None,
+        port,
+        type=socket.SOCK_STREAM,
+        flags=socket.AI_PASSIVE,
+    )
+    family, *_, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    return family, address

@@ -4,14 +4,16 @@ Brokers limit the compressed size of a batch alone, and kafka-python inflates on
 reads its first record: a hundred kilobytes of gzip may take a hundred megabytes, and a megabyte all
 there is. Owns the way around it: a batch is inflated as far as it is read, record by record. Of a
 record beyond the bound, place, key and headers are kept, and its value is never held; what lies
-behind the bound of the whole batch, or cannot be inflated, is one record that says so.
+behind the bound of the whole batch, or cannot be inflated, is one record that says so. A header of
+four bytes takes two hundred once it is an object, so they are counted before any is read, and where
+there are too many the record comes without them.
 
 Knows kafka-python's record format; not what records say.
 """
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,10 +43,11 @@ class _Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Most bytes of one record, and of all that are inflated of one batch."""
+    """Most bytes of one record, and of all that are inflated of one batch; most headers of one."""
 
     record: int
     batch: int
+    headers: int = 1_000
 
 
 class BoundedBatch(TolerantBatch):
@@ -70,7 +73,7 @@ class BoundedBatch(TolerantBatch):
         if self._next_record_index >= self._num_records:
             return super().__next__()  # the end, or an error that says there is more
         try:
-            record = self._next_plain() if self._stream is None else self._inflated(self._stream)
+            record = super().__next__() if self._stream is None else self._inflated(self._stream)
         except _BeyondBounds:
             detail = f"a batch that inflates to more than {self.bounds.batch} bytes"
             return self._rest(Reason.TOO_LARGE, detail)
@@ -79,46 +82,46 @@ class BoundedBatch(TolerantBatch):
         self._next_offset = record.offset + 1
         return record
 
-    def _next_plain(self) -> Any:
-        """A record of a batch that is not compressed."""
-        try:
-            size, start = decode_varint(self._buffer, self._pos)
-        except (ValueError, IndexError):
-            return super().__next__()  # raises what it always has
-        if size <= self.bounds.record:
-            return super().__next__()
-        whole, end = self._buffer, start + size
+    def _read_msg(self, *arguments: Any) -> Any:
+        """A record that is in the buffer, less what of it is beyond the bounds.
+
+        Raises as kafka-python does: ValueError, IndexError, CorruptRecordError.
+        """
+        whole = self._buffer
+        size, start = decode_varint(whole, self._pos)
+        if size <= self.bounds.record and _header_count(whole, start) <= self.bounds.headers:
+            return super()._read_msg(*arguments)
+        end = start + size
         if end > len(whole):
             raise CorruptRecordError(f"a record of {size} bytes ends behind its batch")
-        stream = _Stream(iter([memoryview(whole)[start:end]]), size)
         try:
-            record = self._without_value(stream, size)
+            return self._cut(_Stream(iter([memoryview(whole)[start:end]]), size), size)
+        except _Broken as error:
+            raise CorruptRecordError(str(error)) from error
         finally:
             self._buffer, self._pos = whole, end
-        self._next_record_index += 1
-        return record
 
     def _inflated(self, stream: "_Stream") -> Any:
         """A record of a compressed batch."""
         size, raw = stream.varint()
         if size > self.bounds.record:
-            record = self._without_value(stream, size)
+            record = self._cut(stream, size)
         else:
-            record = self._read(raw + stream.read(size))
+            record = self._read(raw + stream.read(size), self._read_msg)
         self._next_record_index += 1
         return record
 
-    def _read(self, data: bytearray) -> Any:
+    def _read(self, data: bytearray, read: Callable[[], Any]) -> Any:
         self._buffer, self._pos = data, 0
         try:
-            return self._read_msg()
+            return read()
         except (ValueError, IndexError, CorruptRecordError) as error:
             raise _Broken(str(error)) from error
         finally:
             self._buffer, self._pos = bytearray(), 0
 
-    def _without_value(self, stream: "_Stream", size: int) -> Any:
-        """A record that is too large, without its value, and without a key or headers that are."""
+    def _cut(self, stream: "_Stream", size: int) -> Any:
+        """A record beyond the bounds, without its value, nor a key or headers that are as well."""
         before, most = stream.passed, self.bounds.record // 2
         # How it may be read, when and where it was written.
         body = bytearray().join(stream.varint()[1] for _ in range(3))
@@ -133,17 +136,20 @@ class BoundedBatch(TolerantBatch):
         length, _ = stream.varint()
         stream.skip(max(0, length))
         body += NULL
+        count, raw = stream.varint()
         length = size - (stream.passed - before)
-        if length <= most:
-            body += stream.read(length)
+        if length <= most and count <= self.bounds.headers:
+            body += raw + stream.read(length)
         else:
             stream.skip(length)
             body += NO_HEADERS
             missing.append("headers")
         head = bytearray()
         encode_varint(len(body), head.append)
-        record = self._read(head + body)
+        record = self._read(head + body, super()._read_msg)
         detail = f"{size} bytes, allowed are {self.bounds.record}"
+        if size <= self.bounds.record:
+            detail = f"{count} headers, allowed are {self.bounds.headers}"
         omitted = Omitted(" ".join(missing), Reason.TOO_LARGE, detail, size)
         return self._record(record.offset, record.timestamp, record.key, omitted, record.headers)
 
@@ -218,6 +224,16 @@ class _Stream:
         if self._made > self._most:
             raise _BeyondBounds
         return piece
+
+
+def _header_count(buffer: Any, at: int) -> int:
+    """How many headers a record says it has. Raises ValueError or IndexError where it is none."""
+    for _ in range(3):  # how it may be read, when and where it was written
+        _, at = decode_varint(buffer, at)
+    for _ in range(2):  # key and value
+        length, at = decode_varint(buffer, at)
+        at += max(0, length)
+    return int(decode_varint(buffer, at)[0])
 
 
 def _pieces(kind: int, data: bytes, most: int) -> Iterator[bytes]:

@@ -17,7 +17,13 @@ from pydantic_core import from_json
 from worker.errors import EventError, Reason
 
 SCHEMA = 1
+RECORD_BYTES, HEADER_BYTES = 512, 160  # what the objects of each take besides their contents
 NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+RFC3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})",
+    re.ASCII | re.IGNORECASE,
+)
+"""To nanoseconds; the day and the time may be none."""
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -65,9 +71,9 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Bytes of key, value and headers."""
-        headers = sum(len(name) + len(value) for name, value in self.headers)
-        return len(self.key or b"") + len(self.value or b"") + headers
+        """Bytes it takes to hold: key, value, headers, and the objects they are."""
+        headers = sum(HEADER_BYTES + len(name) + len(value) for name, value in self.headers)
+        return RECORD_BYTES + len(self.key or b"") + len(self.value or b"") + headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ def parse(record: Record, limits: MessageLimits) -> ImageEvent:
         event = ImageEvent(
             _key_id(record, headers), Op.DELETE, _namespace(_text(headers, "namespace"))
         )
-    elif _text(headers, "content-type", "").startswith("image/"):
+    elif _text(headers, "content-type", "").strip().lower().startswith("image/"):
         event = _parse_inline(record, headers, limits)
     else:
         event = _parse_json(record.value, limits)
@@ -253,12 +259,12 @@ def _rfc3339(moment: str | None) -> str | None:
     """`moment` unchanged if it is an RFC 3339 date and time with an offset."""
     if moment is None:
         return None
-    try:
-        parsed = datetime.fromisoformat(moment)
-    except ValueError:
-        raise _bad("occurred_at: not an RFC 3339 time") from None
-    if parsed.tzinfo is None or "T" not in moment.upper():
+    if not RFC3339.fullmatch(moment):
         raise _bad("occurred_at: not an RFC 3339 time with an offset")
+    try:
+        datetime.fromisoformat(moment.upper())
+    except ValueError:
+        raise _bad("occurred_at: not a day or a time that there is") from None
     return moment
 
 

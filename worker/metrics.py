@@ -58,7 +58,7 @@ class Metrics:
         self.batch_images = self._histogram("batch_images", "Images embedded at once", COUNTS)
         self.event_to_verdict = self._histogram(
             "event_to_verdict_seconds",
-            "From the record's Kafka timestamp to its acknowledged verdict",
+            "From the record's Kafka timestamp, if it has one, to its acknowledged verdict",
             SECONDS,
         )
         self.stage_seconds = self._histogram(

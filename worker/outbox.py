@@ -171,9 +171,9 @@ class Outbox:
                 log.debug("dead letter", extra=where | {"reason": str(job.outcome)})
             elif isinstance(job.outcome, Verdict):
                 self._metrics.verdicts.labels(str(job.outcome.verdict)).inc()
-                self._metrics.event_to_verdict.observe(
-                    max(0.0, now - job.record.timestamp_ms / 1000)
-                )
+                if job.record.timestamp_ms > 0:  # else it has none: one may be left out
+                    waited = now - job.record.timestamp_ms / 1000
+                    self._metrics.event_to_verdict.observe(max(0.0, waited))
                 log.debug("verdict", extra=where | {"verdict": str(job.outcome.verdict)})
             else:
                 log.debug("deleted", extra=where)

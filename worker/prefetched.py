@@ -8,7 +8,7 @@ from typing import Any
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaError
 
-from worker.messages import Omitted
+from worker.messages import HEADER_BYTES, Omitted
 
 
 class _Enough(Exception):
@@ -63,6 +63,7 @@ class Prefetched:
         value = record.value
         self._taken += value.size if isinstance(value, Omitted) else record.serialized_value_size
         self._taken += record.serialized_key_size + record.serialized_header_size
+        self._taken += HEADER_BYTES * len(record.headers)
 
     def full(self) -> bool:
         """Whether a poll has taken as many bytes as it may."""

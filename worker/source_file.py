@@ -26,6 +26,10 @@ from worker.source_policy import SourcePolicy, Unavailable, is_shortage
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CHUNK = 1024 * 1024
+_LONGEST = (
+    4_096  # bytes of a path, as Linux has it; resolving a longer one takes time by its square
+)
+_LONGEST_URI = len("file://localhost") + 3 * _LONGEST  # each byte percent-encoded
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _DENIED = (errno.EACCES, errno.EPERM)
@@ -85,13 +89,25 @@ def _outside() -> EventError:
     return EventError(Reason.BLOCKED_SOURCE, "the file is not below an allowed folder")
 
 
+def _too_long() -> OSError:
+    return OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+
 def _path(uri: str) -> str:
-    """The absolute path of a file uri (RFC 8089): no host but this one, no query."""
+    """The absolute path of a file uri (RFC 8089): no host but this one, no query.
+
+    Raises EventError, and OSError where it is too long.
+    """
+    if len(uri) > _LONGEST_URI:  # urlsplit would keep it in its cache
+        raise _too_long()
     try:
         parts = urlsplit(uri)
     except ValueError as error:
         raise EventError(Reason.BLOCKED_SOURCE, "the uri is malformed") from error
-    path = os.fsdecode(unquote_to_bytes(parts.path))
+    raw = unquote_to_bytes(parts.path)
+    if len(raw) > _LONGEST:
+        raise _too_long()
+    path = os.fsdecode(raw)
     if parts.netloc not in ("", "localhost"):
         raise EventError(Reason.BLOCKED_SOURCE, "a file uri of another host")
     if parts.query or parts.fragment:

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
+
+from worker import wellformed
 from worker.errors import ConfigError
 
 SCHEMES = ("https", "http", "file", "s3")
 DEFAULT_PORTS = {"https": 443, "http": 80}
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _BUCKET = re.compile(r"[a-zA-Z0-9._-]{1,255}")  # what botocore signs for, access points aside
+_RULE = re.compile(r"(\[(?P<address>[^\]]*)\]|(?P<name>[^:\[\]]+))(:(?P<port>[0-9]{1,5}|\*)?)?")
+_NAME = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -27,7 +32,8 @@ class SourcePolicy:
     """Everything is forbidden until a field allows it.
 
     `hosts` holds names, `*.example.com` (any depth, not example.com itself) or `*`, each for
-    the scheme's own port, or with `:PORT` or `:*`. An address is a name like any other.
+    the scheme's own port, or with `:PORT` or `:*`. An address is a name like any other;
+    an IPv6 one wants brackets before a port.
     `networks` are non-public networks, in CIDR, that may be connected to all the same.
     """
 
@@ -83,19 +89,13 @@ class HostRule:
     @classmethod
     def parse(cls, pattern: str) -> "HostRule":
         """Raises ConfigError."""
-        name, colon, port = pattern.rpartition(":")
-        if not colon or pattern.endswith("]"):
-            name, port = pattern, ""
-        below = name == "*" or name.startswith("*.")
-        name = name.removeprefix("*").removeprefix(".").strip("[]").rstrip(".")
         try:
-            name = name.encode("idna").decode() if ":" not in name else name
-            number = int(port) if port not in ("", "*") else None
+            name, port = _name_and_port(pattern)
+            below = name == "*" or name.startswith("*.")
+            ascii_name = "" if name == "*" else _ascii_host(name.removeprefix("*."))
         except ValueError as error:
-            raise ConfigError(f"fetch_hosts: {pattern!r} is not a host") from error
-        if "*" in name or "/" in name or not (name or below):
-            raise ConfigError(f"fetch_hosts: {pattern!r} is not a host")
-        return cls(name.lower(), below, number, port == "*")
+            raise ConfigError(f"fetch_hosts: {wellformed.shown(pattern)} {error}") from error
+        return cls(ascii_name, below, int(port) if port.isdigit() else None, port == "*")
 
     def allows(self, scheme: str, host: str, port: int | None) -> bool:
         """Whether a uri's scheme, host (as `httpx.URL.raw_host` has it) and port may be used."""
@@ -106,6 +106,44 @@ class HostRule:
         if not self.below:
             return host == self.name
         return not self.name or host.endswith("." + self.name)
+
+
+def _name_and_port(pattern: str) -> tuple[str, str]:
+    """A rule's host, without brackets, and its port: digits, * or nothing. Raises ValueError."""
+    if _is_ipv6(pattern):
+        return pattern, ""
+    found = _RULE.fullmatch(pattern)
+    if found is None:
+        raise ValueError("is not a host")
+    port = found["port"] or ""
+    if port.isdigit() and not 0 < int(port) < 65_536:
+        raise ValueError("has a port that is none")
+    address = found["address"]
+    if address is not None and not _is_ipv6(address):
+        raise ValueError("is not an IPv6 address")
+    return address or found["name"], port
+
+
+def _ascii_host(name: str) -> str:
+    """A name or an address as `httpx.URL.raw_host` has it. Raises ValueError where it is neither.
+
+    httpx's own, because names that look alike to one version of IDNA are another's to the next.
+    """
+    try:
+        host = httpx.URL(scheme="http", host=name).raw_host.decode("ascii")
+    except httpx.InvalidURL as error:
+        raise ValueError("is not a host") from error
+    host = host.lower().removesuffix(".")
+    if not (_is_ipv6(host) or _NAME.fullmatch(host)):
+        raise ValueError("is not a host")
+    return host
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.IPv6Address(text).scope_id is None
+    except ValueError:
+        return False
 
 
 def _is_endpoint(url: str) -> bool:

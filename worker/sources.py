@@ -5,6 +5,7 @@ Kafka. No error shows a uri: signatures and tokens travel in them.
 """
 
 import random
+import re
 import threading
 
 from worker.errors import EventError, InfrastructureError, Reason
@@ -15,6 +16,7 @@ from worker.source_s3 import S3Source
 
 __all__ = ["Fetcher", "SourcePolicy"]
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _FIRST_PAUSE = 0.25  # seconds; the bound of the pause doubles with every try
 
 
@@ -44,7 +46,7 @@ class Fetcher:
         if not uri.isascii() and any("\ud800" <= each <= "\udfff" for each in uri):
             raise EventError(Reason.BLOCKED_SOURCE, "the uri is malformed")  # JSON may hold these
         scheme, colon, _ = uri.lower().partition(":")
-        if not colon:
+        if not colon or not _SCHEME.fullmatch(scheme):  # a path with a colon in its query, say
             raise EventError(Reason.BLOCKED_SOURCE, "a uri without a scheme")
         if scheme not in self._policy.schemes:
             raise EventError(Reason.BLOCKED_SOURCE, f"scheme {scheme[:20]!r} is not allowed")

@@ -28,6 +28,7 @@ from worker.inflating import Bounds, bound
 
 SECONDS = 300
 DEEP = 100_000
+MANY = 100_000
 MOST = 1 << 30
 BODY = {"schema": 1, "image_id": "x", "uri": "https://example.com/x.jpg"}
 
@@ -72,6 +73,7 @@ def refused() -> list[tuple[str, Event]]:
         ("too_large", inline("40 MiB", bytes(40 << 20))),  # more than a worker's own limit of 32
         ("too_large", Event("lists", b"[" + b"[]," * (1 << 20) + b"[]]")),
         ("too_large", Event("spaces", b'"' + b" " * (30 << 20) + b'"')),
+        ("too_large", Event("headers", body(), [("ab", b"")] * MANY)),
         ("too_large", inline("r20", picture, attributes="[" + "1," * (1 << 20) + "1]")),
         ("blocked_source", by_uri("r18", "https://\u0000/x.jpg")),
         ("blocked_source", by_uri("r19", "https://" + "a" * 100_000)),
@@ -119,7 +121,10 @@ def test_each_costs_itself_at_most(
         verdicts = {v["image_id"]: v["verdict"] for v in reader.verdicts(topics.verdicts)}
         reasons = [(m.key.decode(), dict(m.headers)["dedup-reason"].decode()) for m in dead]
         (raw,) = (message for message in dead if message.key == b"raw")
+        (many,) = (message for message in dead if message.key == b"headers")
     assert raw.headers[0][0].encode() == b"\xff\xfe", "a dead letter was touched"
+    assert all(name.startswith("dedup-") for name, _ in many.headers), "it has its headers"
+    assert dict(many.headers)["dedup-omitted"] == b"value headers"
     assert verdicts == {event.key: "unique" for event in good}
     expected = [(event.key, reason) for reason, event in bad] + [("", "bad_message")]
     assert sorted(reasons) == sorted(expected)

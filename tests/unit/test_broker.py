@@ -8,12 +8,14 @@ from uuid import UUID
 
 import pytest
 from kafka.errors import KafkaTimeoutError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from kafka.record import memory_records
 from kafka.structs import ConsumerGroupMetadata, MemberState, TopicPartition
 
 from worker import broker
 from worker.assignment import Assignment
 from worker.config import Settings
 from worker.errors import InfrastructureError
+from worker.inflating import Bounds
 from worker.jobs import Job
 from worker.loop import Loop
 from worker.messages import Record
@@ -166,6 +168,12 @@ def test_where_a_log_lacks_an_offset_the_brokers_are_asked_whose_it_is(
     assert client.seeks == {P: "beginning"}
     client.records = [message(0)]
     assert [record.topic_id for record in member.poll(0.1, 10)] == [UUID(int=8).hex]
+
+
+def test_what_is_read_is_bounded_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_records, "DefaultRecordBatch", None)
+    consumer(monkeypatch, max_message_bytes=2_000, in_flight_bytes=3 << 20, max_headers=7)
+    assert cast(Any, memory_records.DefaultRecordBatch).bounds == Bounds(2_000, 3 << 20, 7)
 
 
 def test_no_membership_is_no_fence(monkeypatch: pytest.MonkeyPatch) -> None:

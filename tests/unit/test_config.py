@@ -9,6 +9,10 @@ from kafka.cluster import get_ip_port_afi
 from worker.config import Settings
 from worker.errors import ConfigError
 from worker.flags import add_flags, from_flags
+from worker.source_settings import source_policy
+
+HERE = __file__  # a file that is there
+SASL = ("--sasl-mechanism", "PLAIN", "--sasl-username", "x", "--sasl-password", "x")
 
 
 def read(*flags: str) -> Settings:
@@ -26,7 +30,9 @@ def test_defaults_hold() -> None:
 def test_the_environment_is_read_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEDUP_TOPIC", "from-environment")
     monkeypatch.setenv("DEDUP_FETCH_HOSTS", "a.example, *.b.example")
+    monkeypatch.setenv("DEDUP_FETCH_ROOTS", "/srv/a@b,/srv/c")
     assert read().topic == "from-environment"
+    assert read().fetch_roots == ("/srv/a@b", "/srv/c")
     assert read().fetch_hosts == ("a.example", "*.b.example")
     assert (read().namespaces, read("--namespaces", "a, b").namespaces) == ((), ("a", "b"))
     assert read("--topic", "from-flag").topic == "from-flag"
@@ -44,6 +50,14 @@ def test_the_environment_is_read_and_flags_win(monkeypatch: pytest.MonkeyPatch) 
         (("--topic", "same", "--verdict-topic", "same"), "must differ"),
         (("--security-protocol", "SASL_SSL"), "sasl_password"),
         (("--kafka-ca-file", "/no/such.pem"), "no such file"),
+        (("--kafka-ca-file", HERE), "kafka_ca_file needs a security_protocol with SSL"),
+        (("--kafka-cert-file", HERE), "kafka_cert_file needs a security_protocol with SSL"),
+        (("--kafka-key-password", "x"), "kafka_key_password needs a security_protocol with SSL"),
+        ((*SASL, "--security-protocol", "SASL_PLAINTEXT", "--kafka-ca-file", HERE), "not SASL_PLA"),
+        (("--security-protocol", "SSL", "--kafka-key-file", HERE), "needs kafka_cert_file"),
+        (SASL, "sasl_mechanism needs a security_protocol with SASL, not PLAINTEXT"),
+        (("--sasl-password", "x"), "sasl_password needs a security_protocol"),
+        (("--security-protocol", "SSL", "--sasl-username", "x"), "with SASL, not SSL"),
         (("--topic", "bad topic!"), "DEDUP_TOPIC"),
         (("--verdict-topic", ".."), "DEDUP_VERDICT_TOPIC"),
         (("--dead-letter-topic", "x" * 250), "DEDUP_DEAD_LETTER_TOPIC"),
@@ -93,6 +107,10 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "hunter2-very-secret"
     for name in ("SASL_PASSWORD", "REDIS_PASSWORD", "KAFKA_KEY_PASSWORD"):
         monkeypatch.setenv(f"DEDUP_{name}", secret)
+    monkeypatch.setenv("DEDUP_SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("DEDUP_SASL_MECHANISM", "PLAIN")
+    monkeypatch.setenv("DEDUP_SASL_USERNAME", "user")
+    monkeypatch.setenv("DEDUP_KAFKA_CERT_FILE", HERE)
     monkeypatch.setenv("DEDUP_REDIS_URL", f"redis://user:{secret}@localhost:6379/0")
     settings = read()
     assert secret not in repr(settings)
@@ -103,3 +121,38 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as caught:
         read("--redis-url", f"wrong://user:{secret}@localhost")
     assert not re.search(secret, str(caught.value))
+
+
+PEM = f"-----BEGIN PRIVATE KEY-----\n{'/hunter2' * 200}\n-----END PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("bootstrap-servers", "SASL_SSL://user:hunter2@h:9092"),
+        ("bootstrap-servers", "SASL_SSL://user:hunter2,with,commas@h:9092"),
+        ("bootstrap-servers", "hunter2@h:9092"),
+        ("bootstrap-servers", "user:hunter2,with,commas@h:9092"),
+        ("redis-url", "redis://user:hunter2/@h"),
+        ("fetch-s3-endpoint", "https://user:hunter2@h"),
+        ("fetch-hosts", "https://user:hunter2@h"),
+        ("fetch-hosts", "https://user:hunter2,with,commas@h"),
+        ("fetch-hosts", "user:hunter2,with,commas@h"),
+        ("fetch-hosts", "https://h/?signature=hunter2"),
+        ("fetch-networks", "user:hunter2@10.0.0.0/8"),
+        ("fetch-schemes", "https://user:hunter2@h"),
+        ("fetch-buckets", "s3://user:hunter2@bucket"),
+        ("namespaces", "user:hunter2@h"),
+        ("topic", "kafka://user:hunter2@h/topic"),
+        ("kafka-key-file", PEM),
+        ("kafka-ca-file", PEM.replace("/", "+")),
+        ("redis-key-file", PEM),
+    ],
+)
+def test_no_error_shows_a_password_that_is_in_the_wrong_place(setting: str, value: str) -> None:
+    redis = () if setting == "redis-url" else ("--redis-url", "rediss://h")
+    with pytest.raises(ConfigError) as caught:
+        source_policy(read(f"--{setting}", value, *redis))
+    assert setting.replace("-", "_") in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -211,6 +211,9 @@ def test_children_that_do_not_start_are_no_fault_of_the_image(
 
 
 def test_children_of_a_worker_hold_no_setting_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEDUP_SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("DEDUP_SASL_MECHANISM", "PLAIN")
+    monkeypatch.setenv("DEDUP_SASL_USERNAME", "worker")
     monkeypatch.setenv("DEDUP_SASL_PASSWORD", "hush-1")
     monkeypatch.setenv("DEDUP_REDIS_URL", "redis://:hush-2@localhost/0")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-3")

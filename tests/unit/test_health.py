@@ -2,10 +2,12 @@
 
 import json
 import logging
+import socket
 
 import httpx
 import pytest
 
+from tests.conftest import missing
 from worker import logs
 from worker.health import HealthServer
 from worker.metrics import Metrics
@@ -40,6 +42,42 @@ def test_only_the_address_that_is_set_is_listened_on() -> None:
         assert httpx.get(url, trust_env=False).status_code == 200
         with pytest.raises(httpx.ConnectError):
             httpx.get(url.replace("127.0.0.2", "127.0.0.1"), trust_env=False)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+def test_it_listens_at_ipv6(host: str) -> None:
+    if not _has_ipv6():
+        missing("ipv6", "this machine has no ::1")
+    with HealthServer(host, 0, Metrics().registry, {}, {}) as server:
+        url = f"http://[::1]:{server.port}/livez"
+        assert httpx.get(url, trust_env=False).status_code == 200
+        assert host == "::" or not _answers("127.0.0.1", server.port), "it listens elsewhere, too"
+
+
+def test_a_name_of_both_kinds_is_listened_at_by_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `localhost` may be: what asks 127.0.0.1 goes on finding it."""
+    four = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+    six = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [six, four])
+    with HealthServer("both.test", 0, Metrics().registry, {}, {}) as server:
+        monkeypatch.undo()
+        assert _answers("127.0.0.1", server.port)
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_port_in_use_is_an_error_at_once() -> None:

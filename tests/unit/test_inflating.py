@@ -19,7 +19,7 @@ from worker.errors import Reason
 from worker.inflating import Bounds, bound
 from worker.messages import Omitted
 
-RECORD, BATCH = 100_000, 1_000_000
+RECORD, BATCH, HEADERS = 100_000, 1_000_000, 50
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 CODECS = pytest.mark.parametrize("kind", [NONE, GZIP, SNAPPY, LZ4, ZSTD])
 COMPRESSED = pytest.mark.parametrize("kind", [GZIP, SNAPPY, LZ4, ZSTD])
@@ -31,17 +31,19 @@ HEADER = DefaultRecordBatch.HEADER_STRUCT.size
 @pytest.fixture(autouse=True)
 def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_records, "DefaultRecordBatch", DefaultRecordBatch)
-    bound(Bounds(RECORD, BATCH))
+    bound(Bounds(RECORD, BATCH, HEADERS))
 
 
-def batch(kind: int, *values: bytes | None, key: bytes = b"k", header: bytes = b"1") -> bytes:
+def batch(
+    kind: int, *values: bytes | None, key: bytes = b"k", header: bytes = b"1", headers: int = 1
+) -> bytes:
     """A batch as a producer makes it."""
     has = [codec.has_snappy, codec.has_lz4, codec.has_zstd]
     if kind in PACKAGES and not has[kind - SNAPPY]():
         missing(PACKAGES[kind], f"{PACKAGES[kind]} is not installed")
     builder = MemoryRecordsBuilder(magic=2, compression_type=kind, batch_size=1 << 30)
     for value in values:
-        builder.append(timestamp=7, key=key, value=value, headers=[("h", header)])
+        builder.append(timestamp=7, key=key, value=value, headers=[("h", header)] * headers)
     builder.close()
     data = bytearray(builder.buffer())
     struct.pack_into(">q", data, 0, FIRST)
@@ -94,6 +96,39 @@ def test_a_key_or_headers_that_are_too_large_are_left_out_with_it(kind: int) -> 
     assert (record.key, record.value.missing, record.headers) == (b"k", "value headers", [])
     (record,) = read(batch(kind, None, key=b"k" * (RECORD // 2)))
     assert (len(record.key), record.value) == (RECORD // 2, None)
+
+
+@CODECS
+def test_more_headers_than_allowed_are_left_out(kind: int) -> None:
+    found = read(batch(kind, b"v", headers=HEADERS))
+    assert [(record.value, len(record.headers)) for record in found] == [(b"v", HEADERS)]
+    for values in ([b"v", None, b""], [b" " * (RECORD + 1)]):
+        found = read(batch(kind, *values, headers=HEADERS + 1))
+        assert [record.offset for record in found] == [FIRST + n for n in range(len(values))]
+        for record in found:
+            assert (record.key, record.headers, record.timestamp) == (b"k", [], 7)
+            assert (record.value.missing, record.value.reason) == (
+                "value headers",
+                Reason.TOO_LARGE,
+            )
+        if len(values[0] or b"") < RECORD:
+            assert found[0].value.detail == f"{HEADERS + 1} headers, allowed are {HEADERS}"
+
+
+@CODECS
+def test_no_header_of_too_many_is_made(kind: int) -> None:
+    """Each is four bytes, and would be some two hundred."""
+    many = RECORD // 4 - 10
+    data = batch(kind, b"v", header=b"", headers=many)
+    read(batch(kind, b"v"))  # what a codec keeps is not counted
+    tracemalloc.start()
+    try:
+        (record,) = read(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert record.value.detail == f"{many} headers, allowed are {HEADERS}"
+    assert peak < 10 * RECORD
 
 
 @COMPRESSED
@@ -169,6 +204,14 @@ def test_a_record_that_ends_behind_its_batch_stays_an_error() -> None:
     data = batch(NONE, b" " * (RECORD + 1))[:-1]
     with pytest.raises(CorruptRecordError):
         read(repacked(data, data[HEADER:]))
+
+
+def test_a_large_record_that_cannot_be_read_stays_an_error() -> None:
+    data = batch(NONE, b" " * (RECORD + 1))
+    key = HEADER + 6  # behind its size, how it may be read, when and where it was written
+    endless = data[HEADER:key] + b"\xfe\xff\xff\xff\x0f" + data[key + 5 :]
+    with pytest.raises(CorruptRecordError):
+        read(repacked(data, endless))
 
 
 def test_kafka_python_still_needs_this(monkeypatch: pytest.MonkeyPatch) -> None:

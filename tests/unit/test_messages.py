@@ -1,6 +1,7 @@
 """Every way an event can be written, rightly and wrongly."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from worker.errors import EventError, Reason
 from worker.messages import (
+    RECORD_BYTES,
     MessageLimits,
     Omitted,
     Op,
@@ -110,6 +112,44 @@ def test_an_empty_inline_image_is_no_tombstone() -> None:
     assert (event.op, event.data) == (Op.ADD, b"")
 
 
+NO_TIMES = [
+    *("2020-01-01ẗ00:00:00Z", "20200101T00Z", "20200101T000000Z", "2020-W01-1T00:00:00Z"),
+    *(
+        "2020-01-01T00:00Z",
+        "2020-01-01T00:00:00,5Z",
+        "2020-01-01T00:00:00.Z",
+        "2020-01-01 00:00:00Z",
+    ),
+    *("2020-01-01T00:00:00+0000", "2020-01-01T00:00:00+00:00:00", "2020-01-01T00:00:00Z\n"),
+    *(
+        "2020-02-30T00:00:00Z",
+        "2020-01-01T25:00:00Z",
+        "2020-01-01T00:00:00+99:99",
+        "٢٠٢٠-01-01T00:00:00Z",
+    ),
+    "2020-01-01T00:00:00." + "0" * 1_000_000 + "Z",  # a verdict repeats it
+]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *("2026-01-02T03:04:05Z", "2026-01-02t03:04:05z", "2026-01-02T03:04:05.123456789-23:59"),
+        *("9999-12-31T23:59:59.9+00:00", "0001-01-01T00:00:00+14:00"),
+    ],
+)
+def test_a_time_comes_back_as_it_was_written(moment: str) -> None:
+    assert parse(record(event_json(occurred_at=moment)), LIMITS).occurred_at == moment
+
+
+@pytest.mark.parametrize(
+    "written", [b"Image/JPEG", b" image/jpeg ", b"\timage/jpeg", b"IMAGE/png;q=1"]
+)
+def test_media_types_have_no_case(written: bytes) -> None:
+    headers = (("Content-Type", written),)
+    assert parse(record(b"bytes", headers=headers), LIMITS).data == b"bytes"
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -145,6 +185,7 @@ def test_an_empty_inline_image_is_no_tombstone() -> None:
         event_json(occurred_at="yesterday"),
         event_json(occurred_at="2026-01-02"),
         event_json(occurred_at="2026-01-02T03:04:05"),
+        *(event_json(occurred_at=each) for each in NO_TIMES),
         event_json(attributes=[1]),
         event_json(attributes={"a": "x" * 16_384}),
         b'{"schema":1,"image_id":"a","uri":"x","attributes":{"a":NaN}}',
@@ -239,7 +280,25 @@ def test_what_was_not_taken_in_is_said_of_one_event_and_of_several() -> None:
 
 
 def test_headers_count_as_what_is_held() -> None:
-    assert record(b"123", key=b"12", headers=(("name", b"12345"),)).size == 14
+    bare = record(b"123", key=b"12").size
+    assert record(b"", key=None).size < bare
+    assert record(b"123", key=b"12", headers=(("name", b"12345"),)).size >= bare + 9
+
+
+@pytest.mark.parametrize("headers", [0, 10, 1_000])
+def test_a_record_counts_as_what_it_takes(headers: int) -> None:
+    """Of four bytes on the wire, a header is some two hundred once it is an object."""
+    tracemalloc.start()
+    try:
+        made = [
+            record(b"%d" % n, headers=tuple((f"{n:03x}", b"%03x" % n) for n in range(headers)))
+            for n in range(100)
+        ]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    counted = sum(each.size for each in made)
+    assert 0.9 * taken < counted < taken + len(made) * (RECORD_BYTES + 40 * headers)
 
 
 def test_ids_of_verdicts_depend_on_their_place_alone() -> None:

@@ -6,6 +6,8 @@ import socket
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -184,6 +186,32 @@ def test_missing_file_is_gone(path: str, root: Path) -> None:
     assert refusal(f"{root.as_uri()}/{path}", root).reason is Reason.SOURCE_GONE
 
 
+@pytest.mark.parametrize("piece", ["a/", "%61/", "../", "me/", "ü/"])
+def test_endless_path_is_refused_unread(
+    piece: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resolving a megabyte of one would take half a minute."""
+    (root / "me").symlink_to(root)
+    kept = cast(Any, urlsplit).cache_info
+    resolved: list[object] = []
+    monkeypatch.setattr(os.path, "realpath", resolved.append)
+    for times in (4_096, 1_000_000):
+        before = kept().misses
+        error = refusal(f"{root.as_uri()}/{piece * times}", root)
+        assert (error.reason, error.detail) == (Reason.SOURCE_GONE, "File name too long")
+    assert kept().misses == before, "a megabyte was kept"
+    assert resolved == []
+
+
+def test_path_of_the_longest_length_is_looked_for(root: Path) -> None:
+    fill = 4_096 - len(str(root)) - len("/./sub/a.jpg")
+    path = f"{root}/./{'/' * fill}sub/a.jpg"
+    assert fetch(f"file://{path}", root) == BODY
+    encoded = "".join(f"%{ord(each):02x}" for each in path[1:])
+    assert fetch(f"file://localhost/{encoded}", root) == BODY
+    assert refusal(f"file://{path}x".replace("/./", "/.//"), root).reason is Reason.SOURCE_GONE
+
+
 def test_size_is_limited_exactly(root: Path) -> None:
     uri = (root / "sub" / "a.jpg").as_uri()
     assert fetch(uri, root, max_bytes=len(BODY)) == BODY
@@ -235,6 +263,21 @@ def test_failing_disk_is_tried_again(
     assert calls() == 3
 
 
+def test_pauses_between_tries_are_drawn_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all who failed together would come back together."""
+    policy = SourcePolicy(("file",), roots=(str(root),), attempts=8, retry_seconds=1e6)
+    fetcher, pauses = Fetcher(policy), list[float]()
+    monkeypatch.setattr(fetcher._closed, "wait", pauses.append)
+    failing(monkeypatch, "read", errno.EIO)
+    for _ in range(20):
+        with pytest.raises(EventError):
+            fetcher.fetch((root / "sub" / "a.jpg").as_uri())
+    assert len(pauses) == len(set(pauses)) == 7 * 20
+    for number in range(7):
+        bound, drawn = 0.25 * 2**number, pauses[number::7]
+        assert 0 <= min(drawn) < bound / 2 < max(drawn) <= bound
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_out_of_descriptors_is_no_fault_of_the_event(
     number: int, root: Path, monkeypatch: pytest.MonkeyPatch
@@ -271,6 +314,50 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+NO_HOSTS = [
+    *("*example.com", ".example.com", "*.", "*..example.com", "**", "a.*.example.com", "a..b", "."),
+    *(
+        "exa mple.com",
+        "a\tb",
+        "a\nb",
+        "a/b",
+        "a?b",
+        "a#b",
+        "user@h",
+        "a%2fb",
+        "a,b",
+        "x" * 64,
+        "ü" * 64,
+    ),
+    *(
+        "h:0",
+        "h:65536",
+        "h:99999999",
+        "h:-1",
+        "h:+1",
+        "h:１",
+        "h:1:2",
+        "h: 1",
+        ":80",
+        "::1:*",
+        "*:x",
+    ),
+    *(
+        "[::1",
+        "::1]",
+        "[::1]x",
+        "[h]",
+        "[]",
+        "[::1]:0",
+        "fe80::1%lo",
+        "[fe80::1%lo]",
+        ":::",
+        "256.1.1.1",
+    ),
+    *("xn--\u0300", "a\u200db", "\ud800"),
+]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -281,6 +368,7 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
         {"hosts": ("https://example.com",)},
         {"hosts": ("*.*.com",)},
         {"hosts": ("",)},
+        *({"hosts": (each,)} for each in NO_HOSTS),
         {"hosts": ("example.com:http",)},
         {"networks": ("10.0.0.1/8",)},
         {"networks": ("private",)},

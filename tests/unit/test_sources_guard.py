@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -114,6 +115,14 @@ def test_no_error_of_a_signed_link_shows_what_it_was_signed_with(
         "data:image/png;base64,hush",
         "hush@127.0.0.1/hush",
         "//user:hush@127.0.0.1/hush",
+        "/x?hush&t=12:30",
+        "//cdn.test/a?hush&e=12:30",
+        "?hush:1",
+        "hush hush:x",
+        "1hush:x",
+        " hush://127.0.0.1/",
+        "hush\u00fc:x",
+        "a=hush:x",
     ],
 )
 def test_no_error_of_a_uri_shows_more_than_its_scheme_and_host(uri: str) -> None:
@@ -275,3 +284,27 @@ def test_tls_checks_the_name_of_the_uri_at_the_judged_address(
             fetcher(attempts=1, **options).fetch(wrong)
         assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
         assert "CERTIFICATE_VERIFY_FAILED" in caught.value.detail
+
+
+def test_authorities_of_the_environment_are_ignored(
+    server: TrickServer,
+    certificate: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Those that are trusted are the setting's, or else certifi's: neither more nor fewer."""
+    server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.tls.load_cert_chain(certificate[1])
+    resolve(monkeypatch, ["127.0.0.1"])
+    before = trusted()
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert trusted() == before != []
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    with pytest.raises(EventError, match="CERTIFICATE_VERIFY_FAILED"):
+        fetcher(attempts=1).fetch(f"https://images.test:{server.port}/a.jpg")
+
+
+def trusted() -> list[Any]:
+    """The authorities of a fetcher that is told of none."""
+    context: Any = fetcher()._http._pool._ssl_context
+    return list(context.get_ca_certs())

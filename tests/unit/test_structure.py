@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "decoder_child": {"errors", "images"},
     "decoder_process": {"decoder_child", "errors", "images"},
     "decoding": {"decoder_process", "errors", "images", "threads"},
-    "source_policy": {"errors"},
+    "source_policy": {"errors", "wellformed"},
     "source_network": {"errors", "source_policy"},
     "source_http": {"errors", "source_network", "source_policy"},
     "source_file": {"errors", "source_policy"},

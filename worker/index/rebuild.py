@@ -233,7 +233,7 @@ def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
 
     Raises ConfigError when there is no such topic.
     """
-    bound(Bounds(settings.max_message_bytes, settings.batch_bytes))
+    bound(Bounds(settings.max_message_bytes, settings.batch_bytes, settings.max_headers))
     consumer = connect_kafka(
         lambda: KafkaConsumer(
             **settings.client_options(),
