@@ -44,7 +44,7 @@ from worker.sources import Fetcher
 from worker.storage import connect
 
 IN_FLIGHT = 256
-"""Events in work at once."""
+"""Events in work at once; fewer where they come to DEDUP_IN_FLIGHT_BYTES."""
 POLL_MS = 500
 FAILURES = 10
 """Failed events told of."""
@@ -132,6 +132,7 @@ class Rebuild:
         self._allowed = allowed
         self._limits = message_limits(settings)
         self._leases: dict[int, Lease] = {}
+        self._waiting = self._held = 0  # events in work, and their bytes
         self.done = self.failed = 0
         self.failures: list[str] = []  # the first of them, in words
 
@@ -177,16 +178,16 @@ class Rebuild:
 
     def feed(self, records: Iterable[Record]) -> None:
         """Pass the namespaces' adds and deletes through the pipeline, to the last outcome."""
-        waiting = 0
         for record in records:
             if self._is_wanted(record):
                 lease = self._leases.setdefault(record.partition, Lease(("", record.partition)))
                 self._pipeline.admit([Job(record, lease)])
-                waiting += 1
-            while waiting >= IN_FLIGHT:
-                waiting -= self._take()
-        while waiting:
-            waiting -= self._take()
+                self._waiting += 1
+                self._held += record.size
+            while self._waiting >= IN_FLIGHT or self._held >= self._settings.in_flight_bytes:
+                self._take()
+        while self._waiting:
+            self._take()
 
     def _is_wanted(self, record: Record) -> bool:
         try:
@@ -195,8 +196,8 @@ class Rebuild:
             return False  # it has its dead letter since it was first read
         return event.namespace in self._namespaces and event.op is not Op.CHECK
 
-    def _take(self) -> int:
-        """Wait for finished jobs; answers how many."""
+    def _take(self) -> None:
+        """Wait for finished jobs."""
         while True:
             try:
                 jobs = self._pipeline.outcomes.get(timeout=POLL_MS / 1000)
@@ -210,7 +211,9 @@ class Rebuild:
             for job in failed[: FAILURES - len(self.failures)]:
                 self.failures.append(f"{job.event.image_id if job.event else '?'}: {job.outcome}")
             self._maintain({job.event.namespace for job in jobs if job.event})
-            return len(jobs)
+            self._waiting -= len(jobs)
+            self._held -= sum(job.record.size for job in jobs)
+            return
 
     def _maintain(self, namespaces: set[str]) -> None:
         """Do the upkeep that is due; where Redis is away it can wait for the next batch."""
