@@ -13,6 +13,7 @@ from tests.contract.harness import Bench, near, place_all, vectors
 from worker import __main__ as worker
 from worker import service
 from worker.config import Settings
+from worker.embedder import read_weights
 from worker.errors import InfrastructureError
 from worker.index import Index
 from worker.index.auditing import Audit
@@ -117,6 +118,31 @@ def test_audit_command(single: LocalRedis, capsys: pytest.CaptureFixture[str]) -
     others.index().place(others.arrivals("p", vectors(9)))
     assert worker.main([*command, "--namespace", others.namespace]) == 0
     assert "there was nothing to find" in capsys.readouterr().out
+
+
+def test_an_audit_takes_its_threshold_from_the_environment_or_the_weights(
+    redis_server: LocalRedis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which must be those that filled the namespace."""
+    command = ["audit", "--sample", "500"]
+    monkeypatch.setenv("DEDUP_REDIS_URL", redis_server.url)
+    bench, rows = Bench(redis_server.client, "default"), vectors(40)
+    index = bench.index(model=read_weights("default").model_id())
+    close, far = near(rows[:20], 1), near(rows[20:], 1, noise=1.3)  # at some 0.98 and 0.6
+    place_all(
+        index, [*bench.arrivals("p", rows), *bench.arrivals("c", np.concatenate([close, far]))]
+    )
+    assert worker.main(command) == 0
+    assert "20 repeat an earlier one; the index finds 20:" in capsys.readouterr().out
+    monkeypatch.setenv("DEDUP_THRESHOLD", "0.4")
+    assert worker.main(command) == 0
+    assert "40 repeat an earlier one" in capsys.readouterr().out
+    monkeypatch.delenv("DEDUP_THRESHOLD")
+    bench.store().command("HSET", bench.keys().root, f"model:{bench.keys().generation}", "other")
+    assert worker.main(command) == 2
+    assert "was filled by model other" in capsys.readouterr().err
+    monkeypatch.setenv("DEDUP_THRESHOLD", "0.8")
+    assert worker.main(command) == 0
 
 
 @pytest.mark.parametrize("arguments", [["--namespace", ""], ["--sample", "0"], ["--sample", "x"]])
