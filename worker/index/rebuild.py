@@ -9,6 +9,7 @@ decoders and the embedder are used as a worker uses them; Redis is waited for as
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty
@@ -107,10 +108,13 @@ def main(argv: list[str]) -> int:
             for failure in rebuild.failures:
                 print(failure, file=sys.stderr)
         store, persist = Store(client), pipeline.persist
-        removed = sum(persist("remove", remove_retired, store, each) for each in namespaces)
+        removed = Counter[str]()
+        for each in namespaces:
+            removed += persist("remove", remove_retired, store, each)
+    gone = [f"; {count} keys of model {model} removed" for model, count in removed.items()]
     print(
         f"{', '.join(namespaces)}: {rebuild.done} events stored with model {embedder.model_id}, "
-        f"{rebuild.failed} failed; switched; {removed} keys of the old generation removed"
+        f"{rebuild.failed} failed; switched{''.join(gone)}"
     )
     return 0
 
