@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 
 from worker.errors import ConfigError, ModelMismatch
 from worker.index.centroids import Table
@@ -73,7 +74,9 @@ def open_space(store: Store, namespace: str, model_id: str) -> Space:
     offered = Keys(namespace, secrets.token_hex(4))
     store.command("SADD", NAMESPACES, encode(namespace))
     reply = store.script("ensure", offered, *_offer(model_id))
-    serving, model, layout, history = (part.decode() for part in reply)
+    serving, model, layout, history, evicting = (part.decode() for part in reply)
+    if evicting:
+        _warn_of_eviction(history, evicting)
     check_model(namespace, model_id, model)
     if layout not in LAYOUTS:
         raise ModelMismatch(
@@ -81,6 +84,16 @@ def open_space(store: Store, namespace: str, model_id: str) -> Space:
             f"{' and '.join(LAYOUTS)}: run the version that wrote it, or rebuild the namespace"
         )
     return Space(store, Keys(namespace, serving, history))
+
+
+@lru_cache(maxsize=64)
+def _warn_of_eviction(history: str, policy: str) -> None:
+    """Once for each server that is met, however many namespaces are opened on it."""
+    log.warning(
+        "Redis may evict keys: images would be forgotten and the index damaged; set "
+        "maxmemory-policy noeviction",
+        extra={"maxmemory_policy": policy, "history": history},
+    )
 
 
 def _offer(model_id: str) -> tuple[str | bytes, ...]:
