@@ -118,6 +118,9 @@ def test_audit_command(single: LocalRedis, capsys: pytest.CaptureFixture[str]) -
     others.index().place(others.arrivals("p", vectors(9)))
     assert worker.main([*command, "--namespace", others.namespace]) == 0
     assert "there was nothing to find" in capsys.readouterr().out
+    others.store().command("HSET", others.keys().root, "serving", b"\xff")
+    assert worker.main([*command, "--namespace", others.namespace]) == 1
+    assert "is damaged: see `python -m worker fsck`" in capsys.readouterr().err
 
 
 def test_an_audit_takes_its_threshold_from_the_environment_or_the_weights(

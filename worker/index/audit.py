@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
 def _threshold(store: Store, keys: Keys, weights: str) -> float:
     """The threshold of the weights; raises ConfigError when others filled the namespace."""
     loaded = read_weights(weights)
-    model = (store.command("HGET", keys.root, f"model:{keys.generation}") or b"?").decode()
+    filled = store.command("HGET", keys.root, f"model:{keys.generation}") or b"?"
+    model = filled.decode(errors="replace")
     if model != loaded.model_id():
         raise ConfigError(
             f"namespace {keys.namespace!r} was filled by model {model}, whose threshold the "

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 
-from worker.errors import ConfigError, ModelMismatch
+from worker.errors import ConfigError, DedupError, ModelMismatch
 from worker.index.centroids import Table
 from worker.index.keys import CENTROID, LAYOUT, LAYOUTS, NAMESPACES, SALT, Keys, encode
 from worker.index.store import Store
@@ -140,10 +140,16 @@ class Building:
 
 
 def serving_keys(store: Store, namespace: str) -> Keys:
-    """Return the keys of the generation that answers. Raises ConfigError when there is none."""
-    serving = store.command("HGET", Keys(namespace, "").root, "serving")
+    """Return the keys of the generation that answers.
+
+    Raises ConfigError when there is none, and DedupError when what is named is none.
+    """
+    root = Keys(namespace, "").root
+    serving = store.command("HGET", root, "serving")
     if serving is None:
         raise ConfigError(f"namespace {namespace!r} does not exist")
+    if not serving.isascii():
+        raise DedupError(f"{root} is damaged: see `python -m worker fsck`")
     return Keys(namespace, serving.decode())
 
 
