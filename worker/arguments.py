@@ -53,9 +53,13 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def nonempty(text: str) -> str:
-    """A parser of names, which an empty text is not."""
+    """A parser of names, which an empty text is not, nor what is no UTF-8."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{os.fsencode(text)!r} is not UTF-8") from None
     return text
 
 

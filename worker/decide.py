@@ -73,14 +73,17 @@ def pack(decision: Decision) -> bytes:
 
 
 def unpack(packed: bytes) -> Decision:
-    """The inverse of `pack`."""
-    reader = _Reader(packed, at=1)
-    flags = packed[0]
+    """The inverse of `pack`. Raises ValueError for what it would not have made."""
+    reader = _Reader(packed)
+    flags = reader.byte()
+    if flags >= 2 * HAS_BEST or flags & 3 >= len(KINDS):
+        raise ValueError(f"no decision has the flags {flags}")
     kind = KINDS[flags & 3]
     threshold, probed, compared, count = (reader.number() for _ in range(4))
     matches = tuple(reader.near() for _ in range(count))
     best = matches[0] if matches else reader.near() if flags & HAS_BEST else None
     duplicate_of = reader.near() if kind is not VerdictKind.UNIQUE else None
+    reader.end()
     return Decision(
         kind, threshold, probed, compared, bool(flags & TRUNCATED), duplicate_of, best, matches
     )
@@ -130,15 +133,20 @@ def _put_near(out: bytearray, image: Near) -> None:
 
 
 class _Reader:
-    def __init__(self, packed: bytes, at: int) -> None:
+    def __init__(self, packed: bytes) -> None:
         self._packed = packed
-        self._at = at
+        self._at = 0
+
+    def byte(self) -> int:
+        if self._at == len(self._packed):
+            raise ValueError("a decision ends too early")
+        self._at += 1
+        return self._packed[self._at - 1]
 
     def number(self) -> int:
         number = shift = 0
         while True:
-            byte = self._packed[self._at]
-            self._at += 1
+            byte = self.byte()
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number
@@ -146,3 +154,7 @@ class _Reader:
 
     def near(self) -> Near:
         return Near(self.number(), self.number() - MICRO)
+
+    def end(self) -> None:
+        if self._at < len(self._packed):
+            raise ValueError("a decision goes on behind its end")

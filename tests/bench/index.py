@@ -18,7 +18,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -255,11 +255,14 @@ def seconds_to_decide(
         return seconds, rig.redis_cpu() + time.process_time() - cores
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Measure every size and print the table."""
-    options = _options()
+    parser = _parser()
+    options = parser.parse_args(argv)
     keep_freed()  # as a worker does
     real = real_vectors(options.photos or [], options.edits, Path(".cache/bench-index"))
+    if odd := unreachable(options.sizes, len(real.photos)):
+        parser.error(f"--sizes: {odd}")
     distractors = Distractors(real.photos)
     settings = IndexSettings(threshold=options.threshold or real.threshold, cache_bytes=4 << 30)
     settings = _with(settings, options)
@@ -280,6 +283,20 @@ def main() -> None:
             results[-1].seconds_to_fill = filled
             print(table(results[-1:]), flush=True)
             _write(options, results, decided, alike, real)
+    return 0
+
+
+def unreachable(sizes: Sequence[int], photos: int) -> str | None:
+    """Why one of the sizes would not be what is measured; None when all would be."""
+    stored = photos
+    for size in sorted(sizes):
+        if size < stored + TIMED * BATCH:
+            return (
+                f"{size:,} is too few: there are {stored:,} images before it, "
+                f"and {TIMED * BATCH:,} are stored while it is timed"
+            )
+        stored = size
+    return None
 
 
 def _with(settings: IndexSettings, options: argparse.Namespace) -> IndexSettings:
@@ -315,10 +332,15 @@ def _sizes(text: str) -> list[int]:
     return [int(size) for size in text.split(",")]
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.index", description=__doc__)
     add = parser.add_argument
-    add("--sizes", type=_sizes, default=[10_000, 100_000], help="images stored: 10000,100000")
+    add(
+        "--sizes",
+        type=_sizes,
+        default=[10_000, 100_000],
+        help="images stored: 10000,100000 (the photos are among them)",
+    )
     add("--photos", type=Path, nargs="+", help="folders or tars; default: crops of shipped photos")
     add("--edits", type=int, default=2_000, help="edited photos asked about")
     add("--threshold", type=float, help="default: the weights' own")
@@ -334,8 +356,8 @@ def _options() -> argparse.Namespace:
         default=Path(server) if server else None,
         help="server binary; default: redis-server if there is one, for its allocator, or Valkey",
     )
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

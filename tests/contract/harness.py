@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from worker.decide import MICRO, Decision, pack
 from worker.index import Answer, Arrival, Index, IndexSettings
 from worker.index.fsck import check
 from worker.index.keys import Keys, State
 from worker.index.store import Client, Store
+from worker.messages import VerdictKind
 from worker.vectors import Vectors, quantize
 
 # A thread that waits for another one's split waits longer than a busy machine can keep it.
@@ -30,6 +32,11 @@ def near(rows: Vectors, seed: int = 0, noise: float = 0.2) -> Vectors:
     rng = np.random.default_rng(seed)
     scale = rows.astype(float).std(axis=1, keepdims=True) * noise
     return quantize(rows + rng.normal(size=rows.shape) * scale)
+
+
+def verdict(number: int = 0) -> bytes:
+    """What is kept of a verdict `unique`, another one for each number."""
+    return pack(Decision(VerdictKind.UNIQUE, MICRO // 2, 1, number, False, None, None, ()))
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.harness import Bench, earliest_ids, near, vectors
+from tests.contract.harness import Bench, earliest_ids, near, vectors, verdict
 from worker.index import Answer
 from worker.index.keys import Keys
 from worker.index.store import Argument, Store
@@ -69,7 +69,7 @@ def test_a_script_takes_so_many_arrivals_at_most(bench: Bench, most: int, script
     assert store.calls.count("arrive") == scripts
     answers = index.place(arrivals)
     assert store.calls.count("arrive") == 2 * scripts
-    index.settle([(bench.namespace, f"p-{at}", at + 1, b"verdict") for at in range(64)])
+    index.settle([(bench.namespace, f"p-{at}", at + 1, verdict()) for at in range(64)])
     assert store.calls.count("settle") == scripts
     assert [answer.sequence for answer in answers] == list(range(1, 65))
     assert {answer.outcome for answer in index.recognise(arrivals) if answer} == {"seen"}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors
+from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors, verdict
 
 
 def test_a_near_copy_of_a_deleted_image_is_unique(bench: Bench) -> None:
@@ -43,10 +43,10 @@ def test_an_older_redelivered_add_replays_its_verdict(bench: Bench) -> None:
     index, rows = bench.index(), vectors(1)
     add = bench.arrival("a", rows[0])
     index.place([add])
-    index.settle([(bench.namespace, "a", 1, b"first")])
+    index.settle([(bench.namespace, "a", 1, verdict(1))])
     index.forget(bench.namespace, "a", (0, 50))
     again = index.recognise([add])[0]
-    assert again is not None and (again.outcome, again.verdict) == ("seen", b"first")
+    assert again is not None and (again.outcome, again.verdict) == ("seen", verdict(1))
     assert bench.sequences() == 1
 
 
@@ -67,12 +67,12 @@ def test_a_later_add_is_a_new_image_and_each_event_keeps_its_own_verdict(bench: 
     first = bench.arrival("a", rows[0], position=(0, 10))
     second = replace(first, position=(0, 30))
     index.place([first])
-    index.settle([(bench.namespace, "a", 1, b"first")])
+    index.settle([(bench.namespace, "a", 1, verdict(1))])
     assert index.forget(bench.namespace, "a", (0, 20))
     assert index.place([second])[0].sequence == 2
-    index.settle([(bench.namespace, "a", 2, b"second")])
+    index.settle([(bench.namespace, "a", 2, verdict(2))])
     replayed = index.recognise([first, second])
-    assert [answer and answer.verdict for answer in replayed] == [b"first", b"second"]
+    assert [answer and answer.verdict for answer in replayed] == [verdict(1), verdict(2)]
     bench.assert_whole()
 
 

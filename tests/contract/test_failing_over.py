@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from deploy.local import LocalRedis
-from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors
+from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors, verdict
 from tests.stream.harness import until
 from worker.errors import ConfigError
 from worker.index import Index
@@ -68,8 +68,8 @@ def bench(pair: Pair) -> Bench:
 
 
 def settle_all(index: Index, bench: Bench, prefix: str, first: int, count: int) -> None:
-    entries = [(bench.namespace, f"{prefix}-{at}", first + at, b"v") for at in range(count)]
-    assert index.settle(entries) == [b"v"] * count
+    entries = [(bench.namespace, f"{prefix}-{at}", first + at, verdict()) for at in range(count)]
+    assert index.settle(entries) == [verdict()] * count
 
 
 def test_nothing_is_lost_and_nothing_is_read_again(pair: Pair, bench: Bench) -> None:
@@ -164,8 +164,8 @@ def test_a_verdict_for_a_lost_image_is_not_kept(pair: Pair, bench: Bench) -> Non
     pair.cut_off()
     index.place([bench.arrival("lost", rows[1])])
     pair.fail_over()
-    entries = [(bench.namespace, "kept", 1, b"k"), (bench.namespace, "lost", 2, b"l")]
-    assert index.settle(entries) == [b"k", None]
+    entries = [(bench.namespace, "kept", 1, verdict(1)), (bench.namespace, "lost", 2, verdict(2))]
+    assert index.settle(entries) == [verdict(1), None]
     assert index.lost() == {0: 2}
 
 

@@ -27,6 +27,7 @@ def test_nobody_is_stored_twice_however_many_ids_share_a_bucket(bench: Bench, sa
     index.place([bench.arrival("innocent", vectors(1)[0], bytes="same")])
     store, keys = bench.store(), bench.keys()
     if not salted:
+        store.command("HSET", keys.root, f"layout:{keys.generation}", "1")
         store.command("HDEL", keys.meta, "salt")
     evil = [bench.arrival(name, bytes="same") for name in islice(evil_ids(), EVIL)]
     others = [bench.arrival(f"other-{at}", bytes="same") for at in range(BUCKET * LOAD - EVIL)]

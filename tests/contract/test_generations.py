@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
+from tests.contract.harness import MODEL, Bench, earliest_ids, near, place_all, vectors
 from worker.errors import ConfigError, InfrastructureError, ModelMismatch
 from worker.index import Index
+from worker.index.keys import encode
 from worker.index.missing import Image as StoredImage
 from worker.index.missing import Missing
 from worker.index.space import remove_retired
@@ -55,7 +56,52 @@ def test_a_rebuild_with_a_third_model_replaces_one_begun(bench: Bench) -> None:
     other.switch(bench.namespace)
     with pytest.raises(ConfigError, match="someone else"):
         begun.switch(bench.namespace)
-    assert remove_retired(bench.store(), bench.namespace) > 0
+    assert remove_retired(bench.store(), bench.namespace).keys() == {MODEL, "model-b"}
+    bench.assert_whole()
+
+
+def test_a_rebuild_to_the_model_that_answers_gives_up_the_one_begun(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All its keys go; who was filling it ends, and what answers goes on."""
+    serving, rows = bench.index(), vectors(50)
+    serving.place(bench.arrivals("p", rows))
+    pages = bench.store().pages
+    keys, before = bench.keys(), {name for page in pages(bench.keys().prefix) for name in page}
+    begun = building(bench)
+    begun.place(bench.arrivals("p", rows))
+    for said in (["a rebuild that was begun is given up"], []):
+        caplog.clear()
+        building(bench, MODEL).open(bench.namespace)
+        assert [each.message for each in caplog.records] == said
+    with pytest.raises(ConfigError, match="someone else"):
+        begun.place(bench.arrivals("q", vectors(3, 1)))
+    with pytest.raises(ConfigError, match="someone else"):
+        begun.switch(bench.namespace)
+    removed = remove_retired(bench.store(), bench.namespace)
+    assert removed.keys() == {"model-b"}
+    root = f"{{{encode(bench.namespace)}}}:"
+    assert {name for page in pages(root) for name in page} == before | {keys.root.encode()}
+    assert set(bench.store().command("HKEYS", keys.root)) == {
+        b"serving",
+        f"model:{keys.generation}".encode(),
+        f"layout:{keys.generation}".encode(),
+    }
+    assert serving.place([bench.arrival("c", near(rows)[0])])[0].sequence == 51
+    bench.assert_whole()
+
+
+def test_a_rebuild_that_has_switched_leaves_alone_one_begun_since(bench: Bench) -> None:
+    """It opens its generation anew where Redis was restarted, say."""
+    bench.index().open(bench.namespace)
+    first = building(bench)
+    first.place(bench.arrivals("p", vectors(3)))
+    first.switch(bench.namespace)
+    second = building(bench, "model-c")
+    second.place(bench.arrivals("p", vectors(3)))
+    vars(first)["_spaces"].forget(vars(first)["_spaces"][bench.namespace])
+    first.place(bench.arrivals("q", vectors(3, 1)))
+    second.switch(bench.namespace)
     bench.assert_whole()
 
 

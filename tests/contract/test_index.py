@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors
+from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors, verdict
 from worker.errors import InfrastructureError, ModelMismatch
 from worker.index import Answer
 from worker.index.keys import NAMESPACES, encode
@@ -61,11 +61,11 @@ def test_settled_image_is_seen_with_its_first_verdict(bench: Bench) -> None:
     index, arrival = bench.index(), bench.arrival("a", vectors(1)[0])
     sequence = index.place([arrival])[0].sequence
     assert sequence == 1
-    assert index.settle([(bench.namespace, "a", 1, b"first")]) == [b"first"]
-    assert bench.index().settle([(bench.namespace, "a", 1, b"second")]) == [b"first"]
+    assert index.settle([(bench.namespace, "a", 1, verdict(1))]) == [verdict(1)]
+    assert bench.index().settle([(bench.namespace, "a", 1, verdict(2))]) == [verdict(1)]
     for answer in (*index.recognise([arrival]), *index.place([arrival])):
         assert answer is not None
-        assert (answer.outcome, answer.verdict, answer.sequence) == ("seen", b"first", 1)
+        assert (answer.outcome, answer.verdict, answer.sequence) == ("seen", verdict(1), 1)
 
 
 @pytest.mark.parametrize("verdict", [b"", b"x" * 257])
@@ -79,7 +79,7 @@ def test_verdicts_have_a_size(bench: Bench, verdict: bytes) -> None:
 def test_a_verdict_for_another_image_is_refused(bench: Bench) -> None:
     index = bench.index()
     index.place([bench.arrival("a", vectors(1)[0])])
-    assert index.settle([(bench.namespace, "b", 1, b"verdict")]) == [None]
+    assert index.settle([(bench.namespace, "b", 1, verdict())]) == [None]
 
 
 def test_same_id_with_other_bytes_is_a_conflict(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.contract.harness import Bench, vectors
+from tests.contract.harness import Bench, vectors, verdict
 from worker.index import Index
 from worker.index.fsck import check
 from worker.index.keys import PAST, digest
@@ -34,11 +34,11 @@ class Life:
             "x", self._rows[picture], bytes=f"picture {picture}", position=position
         )
         (answer,) = self.index.place([arrival])
-        verdict = answer.verdict
+        told = answer.verdict
         if answer.outcome in ("placed", "exact") and answer.sequence:
-            own = b"verdict %d" % answer.sequence
-            (verdict,) = self.index.settle([(self._bench.namespace, "x", answer.sequence, own)])
-        return Told(answer.outcome, answer.sequence, verdict)
+            own = verdict(answer.sequence)
+            (told,) = self.index.settle([(self._bench.namespace, "x", answer.sequence, own)])
+        return Told(answer.outcome, answer.sequence, told)
 
     def delete(self, position: Position) -> bool:
         """A delete."""
@@ -47,7 +47,7 @@ class Life:
 
 def seen(sequence: int) -> Told:
     """What the add that was stored as `sequence` is told when it comes again."""
-    return Told("seen", sequence, b"verdict %d" % sequence)
+    return Told("seen", sequence, verdict(sequence))
 
 
 def contents(bench: Bench) -> dict[bytes, bytes]:

@@ -284,6 +284,23 @@ def test_a_rebuild_that_another_one_has_replaced_ends(
     assert "is being rebuilt by someone else" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_rebuild_can_be_given_up(
+    redis_server: LocalRedis, rebuild: Rebuild, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a rebuild to the model that answers."""
+    bench = Bench(redis_server.client, "default")
+    model = Embedder.load(mode="fp32").model_id
+    bench.index(model=model).open("default")
+    serving = bench.keys()
+    begun = Index(bench.connect(), "model-b", bench.settings, building=True)
+    begun.place(bench.arrivals("p", vectors(3)))
+    assert rebuild([]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("keys of model model-b removed")
+    assert bench.keys() == serving
+    assert not bench.store().command("HEXISTS", serving.root, "building")
+    bench.assert_whole()
+
+
 def test_a_rebuild_needs_its_file_and_its_topic(
     redis_server: LocalRedis, rebuild: Rebuild, capsys: pytest.CaptureFixture[str]
 ) -> None:

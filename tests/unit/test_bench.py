@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("pdqhash", reason="the bench extra is not installed")
 
-from tests.bench import embed, pipeline
+from tests.bench import embed, endurance, pipeline
 from tests.bench.pictures import pictures
 from tests.bench.processes import CHILDREN, usage
 from tests.bench.rig import pick_broker
@@ -53,6 +53,27 @@ def test_the_whole_trip_is_summed_up(photos: Path, tmp_path: Path) -> None:
     assert found.pop("broker") == "tansu"
     assert found.keys() == SUMMARY
     assert all(math.isfinite(value) and value >= 0 for value in found.values())
+    assert plot.read_text().startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_endurance_is_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endurance, "ROUND", 24)
+    summary, plot = tmp_path / "endurance.json", tmp_path / "endurance.svg"
+    options = ["--events", "72", "--embed-mode", "fp32", "--broker", "tansu"]
+    assert endurance.main([*options, "--json", str(summary), "--plot", str(plot)]) == 0
+    found = json.loads(summary.read_text())
+    assert found.keys() == {
+        "broker",
+        "ready_seconds_cold",
+        "ready_seconds_warm",
+        "events",
+        "rss_bytes",
+        "peak_rss_bytes",
+        "settled_low_to_high",
+    }
+    assert (found["events"], len(found["rss_bytes"])) == (72, 3)
+    assert found["peak_rss_bytes"] == max(found["rss_bytes"])
     assert plot.read_text().startswith("<?xml")
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,15 @@ def decisions(draw: st.DrawFn) -> Decision:
 @given(decisions())
 def test_unpack_is_the_inverse_of_pack(decision: Decision) -> None:
     assert unpack(pack(decision)) == decision
+
+
+@given(decisions(), st.data())
+def test_a_piece_of_a_decision_is_none(decision: Decision, data: st.DataObject) -> None:
+    packed = pack(decision)
+    piece = packed[: data.draw(st.integers(0, len(packed) - 1))]
+    for other in (piece, packed + b"\0", b"\x03" + packed[1:], b"\x10" + packed[1:]):
+        with pytest.raises(ValueError, match="decision"):
+            unpack(other)
 
 
 def test_five_matches_fit_what_redis_keeps_compact() -> None:

@@ -2,23 +2,28 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from redis import Redis
 
 from tests.contract.harness import near, vectors
 from worker.config import Settings
 from worker.index import Arrival, IndexSettings, kernel
 from worker.index.asking import PROBED, Asked, runs
 from worker.index.cache import LAYOUT, Cache, Prefix
+from worker.index.centroids import ROWS, Columns, Table
 from worker.index.comparing import Query, compare
 from worker.index.index import LONGEST_PAUSE, PATIENCE, pause_before
 from worker.index.keys import CLUSTER, LOAD, NEVER_READ, STATE, Keys, encode
 from worker.index.planning import OUTPUTS, _outputs, two_means
 from worker.index.settings import index_settings
+from worker.index.store import Store
 from worker.vectors import Vectors, directions_of, dots, similarity
 
 
@@ -221,6 +226,25 @@ def test_every_limit_of_the_index_is_a_setting_with_the_same_default() -> None:
     assert index_settings(Settings(), 0.8) == IndexSettings(threshold=0.8)
     chosen = index_settings(Settings(tail_records=7, script_arrivals=9), 0.9)
     assert (chosen.threshold, chosen.tail_records, chosen.script_arrivals) == (0.9, 7, 9)
+
+
+def test_routing_multiplies_so_many_rows_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, rows = Table(Store(Redis()), Keys("n", "g")), vectors(300)
+    columns = {CLUSTER.pack(at + 1): row.tobytes() for at, row in enumerate(vectors(50, 1))}
+    vars(table)["_columns"] = Columns(1, columns)
+    taken: list[int] = []
+
+    def product(left: Vectors, right: Vectors) -> NDArray[Any]:
+        taken.append(len(left))
+        return kernel.product(left, right)
+
+    one_by_one = [route for row in rows for route in table.route(row[None], 8, 0.2, 4)]
+    monkeypatch.setattr("worker.index.centroids.product", product)
+    assert table.route(rows, 8, 0.2, 4) == one_by_one
+    assert taken == [ROWS] * (300 // ROWS) + [300 % ROWS]
+    assert table.route(rows[:0], 8, 0.2, 4) == []
 
 
 def _asked(image_id: str, content: str = "", probes: Sequence[int] = (1,)) -> Asked:

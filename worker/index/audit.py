@@ -1,6 +1,7 @@
 """`python -m worker audit`: compare the index with brute force on a sample, on demand.
 
-Owns the command only; `auditing` does it. It must not know how an audit runs in a worker.
+Owns the command, and where it takes the threshold from; `auditing` does it. It must not know how an
+audit runs in a worker.
 """
 
 import argparse
@@ -8,11 +9,12 @@ import argparse
 from worker import flags
 from worker.arguments import nonempty, whole
 from worker.config import Settings
+from worker.embedder import read_weights
 from worker.errors import ConfigError
 from worker.index.auditing import Audit
-from worker.index.keys import Keys, encode
+from worker.index.keys import Keys
 from worker.index.settings import index_settings
-from worker.index.space import Space
+from worker.index.space import Space, serving_keys
 from worker.index.store import Store
 from worker.storage import connect
 
@@ -32,19 +34,27 @@ def main(argv: list[str]) -> int:
     flags.add_flags(parser, Settings)
     args = parser.parse_args(argv)
     settings = flags.from_flags(Settings, args)
-    if settings.threshold is None:
-        raise ConfigError("threshold: audit does not load the weights; give --threshold")
     store = Store(connect(settings))
-    keys = Keys(args.namespace, "")
-    serving = store.command("HGET", keys.root, "serving")
-    if serving is None:
-        raise ConfigError(f"namespace {encode(args.namespace)} does not exist")
-    chosen = index_settings(settings, settings.threshold)
-    space = Space(store, Keys(args.namespace, serving.decode()))
-    result = Audit(store, space, chosen, args.sample).run()
+    keys = serving_keys(store, args.namespace)
+    threshold = settings.threshold or _threshold(store, keys, settings.weights)
+    space = Space(store, keys)
+    result = Audit(store, space, index_settings(settings, threshold), args.sample).run()
     recall = f"recall {result.recall:.4f}" if result.duplicates else "there was nothing to find"
     print(
         f"{args.namespace}: {result.sampled} images compared with all others; "
         f"{result.duplicates} repeat an earlier one; the index finds {result.found}: {recall}"
     )
     return 1 if result.recall < args.at_least else 0  # NaN, nothing to find, is not below
+
+
+def _threshold(store: Store, keys: Keys, weights: str) -> float:
+    """The threshold of the weights; raises ConfigError when others filled the namespace."""
+    loaded = read_weights(weights)
+    filled = store.command("HGET", keys.root, f"model:{keys.generation}") or b"?"
+    model = filled.decode(errors="replace")
+    if model != loaded.model_id():
+        raise ConfigError(
+            f"namespace {keys.namespace!r} was filled by model {model}, whose threshold the "
+            f"weights {weights!r} do not tell: give its own with --weights, or --threshold"
+        )
+    return loaded.description.threshold

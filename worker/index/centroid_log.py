@@ -21,6 +21,8 @@ class Log:
     added: dict[int, bytes] = field(default_factory=dict)
     retired: set[int] = field(default_factory=set)
     lately: set[int] = field(default_factory=set)
+    odd: list[str] = field(default_factory=list)
+    """Names of what is no entry."""
 
     def apply(self, version: int, retired: list[int], added: dict[int, bytes]) -> None:
         """Follow one entry."""
@@ -35,13 +37,24 @@ class Log:
 def replay(store: Store, keys: Keys, since: int) -> Log:
     """Follow the log to its end; the clusters changed after version `since` are those `lately`."""
     log = Log()
-    while entries := store.command("XRANGE", keys.log, f"({log.version}-1", "+", "COUNT", PAGE):
+    start = "-"
+    while entries := store.command("XRANGE", keys.log, start, "+", "COUNT", PAGE):
         for name, fields in entries:
-            packed = fields[b"added"]
-            parts = [packed[at : at + ADDED] for at in range(0, len(packed), ADDED)]
-            added = {CLUSTER.unpack_from(part)[0]: part[-CENTROID:] for part in parts}
-            retired = [cluster for (cluster,) in CLUSTER.iter_unpack(fields[b"retired"])]
-            log.apply(int(name.split(b"-")[0]), retired, added)
-            if log.version > since:
-                log.lately.update(retired, added)
+            _follow(log, name.decode(), fields, since)
+        start = f"({name.decode()}"
     return log
+
+
+def _follow(log: Log, name: str, fields: dict[bytes, bytes], since: int) -> None:
+    version, _, part = name.partition("-")
+    # Without one of them it is none either: a byte is no whole number of clusters.
+    gone, come = fields.get(b"retired", b"?"), fields.get(b"added", b"?")
+    if part != "1" or len(gone) % CLUSTER.size or len(come) % ADDED:
+        log.odd.append(name)
+        return
+    parts = [come[at : at + ADDED] for at in range(0, len(come), ADDED)]
+    added = {CLUSTER.unpack_from(each)[0]: each[-CENTROID:] for each in parts}
+    retired = [cluster for (cluster,) in CLUSTER.iter_unpack(gone)]
+    log.apply(int(version), retired, added)
+    if log.version > since:
+        log.lately.update(retired, added)

@@ -158,17 +158,22 @@ class Table:
         At most `probes` of them (0: all), and none less similar than the nearest by more than
         `margin` but the `least` nearest ones. A route is truncated when a cluster within the margin
         did not fit the budget.
-        One integer product does the whole batch: with 60,000 centroids it takes less than a
-        second level of centroids would save (deploy/decisions/index-routing.md).
+        One integer product does ROWS of them: with 60,000 centroids it takes less than a second
+        level of centroids would save (deploy/decisions/index-routing.md). Others have the table in
+        between, so later rows may be routed by a newer one.
         """
-        with self._lock, one_thread():
-            table, count = self._columns, len(self._columns.places)
-            ids, inverse = table.ids[:count].copy(), table.inverse[:count].copy()
-            products = product(vectors, table.centroids[:count])
-        near = products.astype(np.float32)
-        near *= inverse
-        margins = (margin * np.sqrt(squared_norms(vectors))).astype(np.float32)
-        return _routes(ids, near, probes, margins, least)
+        routes: list[Route] = []
+        for at in range(0, len(vectors), ROWS):
+            rows = vectors[at : at + ROWS]
+            with self._lock, one_thread():
+                table, count = self._columns, len(self._columns.places)
+                ids, inverse = table.ids[:count].copy(), table.inverse[:count].copy()
+                products = product(rows, table.centroids[:count])
+            near = products.astype(np.float32)
+            near *= inverse
+            margins = (margin * np.sqrt(squared_norms(rows))).astype(np.float32)
+            routes += _routes(ids, near, probes, margins, least)
+        return routes
 
     def nearest(
         self, vectors: Vectors, without: int

@@ -34,6 +34,14 @@ local function history()
   return string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
 end
 
+-- The policy by which this server removes keys where it is full; '' when it refuses writes instead.
+local function evicting()
+  local memory = redis.call('INFO', 'memory')
+  local policy = string.match(memory, 'maxmemory_policy:([%w-]+)') or 'noeviction'
+  if policy == 'noeviction' or string.match(memory, 'maxmemory:0%s') then return '' end
+  return policy
+end
+
 local function served(claim)
   local generation, known = string.match(claim, '^([^@]*)@?(.*)$')
   if known ~= '' and known ~= history() then return false end

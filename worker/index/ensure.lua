@@ -5,7 +5,7 @@
 -- ARGV[3]  record layout version
 -- ARGV[4]  centroid of the first cluster, 128 bytes
 -- ARGV[5]  salt of the lookups: fresh random bytes
--- Returns  {serving generation, its model id, its layout, history}
+-- Returns  {serving generation, its model id, its layout, history, policy of eviction or ''}
 
 local root = {redis.call('HGET', KEYS[1], 'serving')}
 if not root[1] then
@@ -15,5 +15,5 @@ if not root[1] then
 end
 return {
   root[1], redis.call('HGET', KEYS[1], 'model:' .. root[1]),
-  redis.call('HGET', KEYS[1], 'layout:' .. root[1]), history(),
+  redis.call('HGET', KEYS[1], 'layout:' .. root[1]), history(), evicting(),
 }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from worker.errors import InfrastructureError
 from worker.index.answers import Answer, Arrival, IndexSettings, Neighbour
 from worker.index.asking import PROBED, STALE, Asked, Reply, ask, each_tail, known, runs
 from worker.index.cache import Cache, Prefix
@@ -189,6 +190,11 @@ def _placed(told: Routed, found: Found, names: dict[int, str]) -> Answer:
     def neighbour(match: Match | None) -> Neighbour | None:
         if match is None:
             return None
+        if match.sequence not in names:
+            raise InfrastructureError(
+                f"the index is damaged: sequence {match.sequence} has a vector, but no id; see "
+                "`python -m worker fsck`"
+            )
         return Neighbour(names[match.sequence], match.sequence, match.similarity)
 
     return Answer(

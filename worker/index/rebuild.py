@@ -9,6 +9,7 @@ decoders and the embedder are used as a worker uses them; Redis is waited for as
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty
@@ -45,7 +46,7 @@ from worker.storage import connect
 from worker.topics import TopicId
 
 IN_FLIGHT = 256
-"""Events in work at once."""
+"""Events in work at once; fewer where they come to DEDUP_IN_FLIGHT_BYTES."""
 POLL_MS = 500
 FAILURES = 10
 """Failed events told of."""
@@ -108,10 +109,13 @@ def main(argv: list[str]) -> int:
             for failure in rebuild.failures:
                 print(failure, file=sys.stderr)
         store, persist = Store(client), pipeline.persist
-        removed = sum(persist("remove", remove_retired, store, each) for each in namespaces)
+        removed = Counter[str]()
+        for each in namespaces:
+            removed += persist("remove", remove_retired, store, each)
+    gone = [f"; {count} keys of model {model} removed" for model, count in removed.items()]
     print(
         f"{', '.join(namespaces)}: {rebuild.done} events stored with model {embedder.model_id}, "
-        f"{rebuild.failed} failed; switched; {removed} keys of the old generation removed"
+        f"{rebuild.failed} failed; switched{''.join(gone)}"
     )
     return 0
 
@@ -133,6 +137,7 @@ class Rebuild:
         self._allowed = allowed
         self._limits = message_limits(settings)
         self._leases: dict[int, Lease] = {}
+        self._waiting = self._held = 0  # events in work, and their bytes
         self.done = self.failed = 0
         self.failures: list[str] = []  # the first of them, in words
 
@@ -178,16 +183,16 @@ class Rebuild:
 
     def feed(self, records: Iterable[Record]) -> None:
         """Pass the namespaces' adds and deletes through the pipeline, to the last outcome."""
-        waiting = 0
         for record in records:
             if self._is_wanted(record):
                 lease = self._leases.setdefault(record.partition, Lease(("", record.partition)))
                 self._pipeline.admit([Job(record, lease)])
-                waiting += 1
-            while waiting >= IN_FLIGHT:
-                waiting -= self._take()
-        while waiting:
-            waiting -= self._take()
+                self._waiting += 1
+                self._held += record.size
+            while self._waiting >= IN_FLIGHT or self._held >= self._settings.in_flight_bytes:
+                self._take()
+        while self._waiting:
+            self._take()
 
     def _is_wanted(self, record: Record) -> bool:
         try:
@@ -196,8 +201,8 @@ class Rebuild:
             return False  # it has its dead letter since it was first read
         return event.namespace in self._namespaces and event.op is not Op.CHECK
 
-    def _take(self) -> int:
-        """Wait for finished jobs; answers how many."""
+    def _take(self) -> None:
+        """Wait for finished jobs."""
         while True:
             try:
                 jobs = self._pipeline.outcomes.get(timeout=POLL_MS / 1000)
@@ -211,7 +216,9 @@ class Rebuild:
             for job in failed[: FAILURES - len(self.failures)]:
                 self.failures.append(f"{job.event.image_id if job.event else '?'}: {job.outcome}")
             self._maintain({job.event.namespace for job in jobs if job.event})
-            return len(jobs)
+            self._waiting -= len(jobs)
+            self._held -= sum(job.record.size for job in jobs)
+            return
 
     def _maintain(self, namespaces: set[str]) -> None:
         """Do the upkeep that is due; where Redis is away it can wait for the next batch."""

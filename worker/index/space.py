@@ -3,12 +3,14 @@
 Owns opening a namespace and the check of its model. It must not know records.
 """
 
+import logging
 import secrets
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 
-from worker.errors import ConfigError, ModelMismatch
+from worker.errors import ConfigError, DedupError, ModelMismatch
 from worker.index.centroids import Table
 from worker.index.keys import (
     CENTROID,
@@ -22,6 +24,8 @@ from worker.index.keys import (
     encode,
 )
 from worker.index.store import Store
+
+log = logging.getLogger(__name__)
 
 Opener = Callable[[Store, str, str], "Space"]
 
@@ -103,7 +107,9 @@ def open_space(store: Store, namespace: str, model_id: str) -> Space:
     offered = Keys(namespace, secrets.token_hex(4))
     store.command("SADD", NAMESPACES, encode(namespace))
     reply = store.script("ensure", offered, *_offer(model_id))
-    serving, model, layout, history = (part.decode() for part in reply)
+    serving, model, layout, history, evicting = (part.decode() for part in reply)
+    if evicting:
+        _warn_of_eviction(history, evicting)
     check_model(namespace, model_id, model)
     if layout not in LAYOUTS:
         raise ModelMismatch(
@@ -111,6 +117,16 @@ def open_space(store: Store, namespace: str, model_id: str) -> Space:
             f"{' and '.join(LAYOUTS)}: run the version that wrote it, or rebuild the namespace"
         )
     return Space(store, Keys(namespace, serving, history))
+
+
+@lru_cache(maxsize=64)
+def _warn_of_eviction(history: str, policy: str) -> None:
+    """Once for each server that is met, however many namespaces are opened on it."""
+    log.warning(
+        "Redis may evict keys: images would be forgotten and the index damaged; set "
+        "maxmemory-policy noeviction",
+        extra={"maxmemory_policy": policy, "history": history},
+    )
 
 
 def _offer(model_id: str) -> tuple[str | bytes, ...]:
@@ -126,6 +142,8 @@ def exists(store: Store, namespace: str) -> bool:
 class Building:
     """Opens the generations that one model is filling, or has filled; begins those there are not.
 
+    What another model is filling is given up for it, also where this one answers already.
+
     Once it has opened one of a namespace, it opens no other: that would be filled from its middle,
     and what somebody else is filling by now would be given up for it.
     """
@@ -137,7 +155,7 @@ class Building:
         """Open a namespace. Raises ConfigError where there is none, or its generation is gone."""
         offered = Keys(namespace, secrets.token_hex(4))
         opened = self._opened.get(namespace, "")
-        state, *generation = store.script("begin", offered, *_offer(model_id), opened)
+        state, *told = store.script("begin", offered, *_offer(model_id), opened)
         if state == b"none":
             raise ConfigError(f"namespace {namespace!r} does not exist")
         if state == b"gone":
@@ -145,16 +163,26 @@ class Building:
                 f"namespace {namespace!r} is being rebuilt by someone else, or Redis has lost what "
                 "was built: when nobody else does, run the rebuild again"
             )
-        keys = Keys(namespace, *(part.decode() for part in generation))
+        generation, history, given_up = (part.decode() for part in told)
+        if given_up:
+            extra = {"namespace": namespace, "model_id": given_up}
+            log.warning("a rebuild that was begun is given up", extra=extra)
+        keys = Keys(namespace, generation, history)
         self._opened[namespace] = keys.generation
         return Space(store, keys)
 
 
 def serving_keys(store: Store, namespace: str) -> Keys:
-    """Return the keys of the generation that answers. Raises ConfigError when there is none."""
-    serving = store.command("HGET", Keys(namespace, "").root, "serving")
+    """Return the keys of the generation that answers.
+
+    Raises ConfigError when there is none, and DedupError when what is named is none.
+    """
+    root = Keys(namespace, "").root
+    serving = store.command("HGET", root, "serving")
     if serving is None:
         raise ConfigError(f"namespace {namespace!r} does not exist")
+    if not serving.isascii():
+        raise DedupError(f"{root} is damaged: see `python -m worker fsck`")
     return Keys(namespace, serving.decode())
 
 
@@ -164,18 +192,20 @@ def switch(store: Store, space: Space) -> None:
         raise ConfigError(f"namespace {space.keys.namespace!r} is being rebuilt by someone else")
 
 
-def remove_retired(store: Store, namespace: str) -> int:
-    """Delete the generations that answer no more; returns how many keys that were."""
+def remove_retired(store: Store, namespace: str) -> Counter[str]:
+    """Delete the generations that answer no more; returns how many keys that were, by model."""
     root = Keys(namespace, "").root
-    removed = 0
-    for name in store.command("HKEYS", root):
+    fields = store.command("HGETALL", root)
+    removed = Counter[str]()
+    for name in fields:
         kind, _, generation = name.decode().partition(":")
         if kind == "retired":
+            model = fields.get(f"model:{generation}".encode(), b"?").decode()
             for page in store.pages(Keys(namespace, generation).prefix):
-                removed += len(page)
+                removed[model] += len(page)
                 store.commands([("UNLINK", key) for key in page])
-            fields = [f"{field}:{generation}" for field in ("model", "layout", "retired")]
-            store.command("HDEL", root, *fields)
+            gone = [f"{field}:{generation}" for field in ("model", "layout", "retired")]
+            store.command("HDEL", root, *gone)
     return removed
 
 

@@ -1,0 +1,44 @@
+"""A Redis that may remove keys where it is full: it is told of, and so is what is missing then."""
+
+import pytest
+
+from deploy.local import LocalRedis
+from tests.contract.harness import Bench, near, vectors
+from worker.errors import InfrastructureError
+
+
+def test_a_server_that_may_evict_is_warned_of_once(
+    redis_server: LocalRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only where a limit is set, and keys are removed instead of writes refused at it."""
+    client, names = redis_server.client(), iter("abcdef")
+
+    def warned() -> list[str]:
+        caplog.clear()
+        bench = Bench(redis_server.client, next(names))
+        bench.index().place(bench.arrivals("p", vectors(2)))
+        return [vars(each)["maxmemory_policy"] for each in caplog.records]
+
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    assert warned() == []
+    client.config_set("maxmemory", "1gb")
+    assert warned() == ["allkeys-lru"]
+    assert "set maxmemory-policy noeviction" in caplog.text
+    assert warned() == []
+    client.config_set("maxmemory-policy", "volatile-ttl")
+    assert warned() == ["volatile-ttl"]
+    client.config_set("maxmemory-policy", "noeviction")
+    assert warned() == []
+
+
+def test_a_match_without_a_name_says_that_the_index_is_damaged(bench: Bench) -> None:
+    """The worker pauses and tells: nothing it is given is at fault."""
+    index, rows = bench.index(), vectors(2)
+    index.place(bench.arrivals("p", rows))
+    key, first = bench.keys().record(2)
+    bench.store().command("HDEL", key, first + 1)
+    copies = near(rows)
+    assert index.place([bench.arrival("c", copies[0])])[0].outcome == "placed"
+    for _ in range(2):
+        with pytest.raises(InfrastructureError, match=r"index is damaged.*`python -m worker fsck`"):
+            index.place([bench.arrival("d", copies[1])])
