@@ -118,6 +118,12 @@ def naming(sequence: int) -> bytes:
             lambda keys: ("HSET", keys.root, f"layout:{keys.generation}", 9),
             "has record layout b'9'",
         ),
+        (lambda keys: ("HSET", keys.root, "topic:a", 0), "does not tell topics apart"),
+        (lambda keys: ("HSET", keys.root, "topics", "x"), "does not tell topics apart"),
+        (
+            lambda keys: ("HSET", keys.root, "topics", 2, "topic:a", 1, "topic:b", 1),
+            "does not tell topics apart",
+        ),
         (lambda keys: ("DEL", keys.root), "does not exist"),
         (lambda keys: ("SREM", NAMESPACES, encode(keys.namespace)), "does not list"),
         (lambda keys: ("HSET", *verdict_of(keys, 3), b""), "verdict of sequence 3 cannot be read"),

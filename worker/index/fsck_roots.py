@@ -48,7 +48,7 @@ def generations(store: Store, namespace: str) -> tuple[dict[str, Keys], list[str
     fields = store.command("HGETALL", root)
     if not fields:
         return {}, [f"namespace {namespace!r} does not exist"]
-    found, problems = {}, _listing(store, namespace)
+    found, problems = {}, _listing(store, namespace) + _topics(root, fields)
     if b"serving" not in fields:
         problems.append(f"{root} names no generation that answers")
     for role in ("serving", "building"):
@@ -59,6 +59,16 @@ def generations(store: Store, namespace: str) -> tuple[dict[str, Keys], list[str
             found[role] = Keys(namespace, name.decode())
             problems += _description(fields, found[role])
     return found, problems
+
+
+def _topics(root: str, fields: dict[bytes, bytes]) -> list[str]:
+    """Topics whose number is none, or another's as well, or will be the next one's."""
+    numbers = [number for name, number in fields.items() if name.startswith(b"topic:")]
+    count = fields.get(b"topics", b"0")
+    known = count.isdigit() and all(each.isdigit() and int(each) < int(count) for each in numbers)
+    if known and len(set(numbers)) == len(numbers):
+        return []
+    return [f"{root} does not tell topics apart"]
 
 
 def counters(store: Store, keys: Keys) -> tuple[Counters | None, list[str]]:
