@@ -186,7 +186,7 @@ class Settings(KafkaSettings, RedisSettings):
         256, ge=8, le=65_536, description="records after which a cluster is split"
     )
     first_cluster_limit: int = Field(
-        1024, ge=8, le=65_536, description="the same while there are 16 clusters at most"
+        4096, ge=8, le=65_536, description="the same while there are 4 clusters at most"
     )
     probes: int = Field(
         128, ge=0, le=65_536, description="most clusters looked into for an image; 0: all"

@@ -214,12 +214,21 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("clusters", "due"), [(0, 1024), (16, 1024), (64, 512), (200, 289), (256, 256), (50_000, 256)]
+    ("clusters", "due", "hard"),
+    [
+        (0, 4096, 8192),
+        (4, 4096, 8192),
+        (16, 1448, 2896),
+        (64, 512, 1024),
+        (161, 256, 1024),
+        (50_000, 256, 1024),
+    ],
 )
-def test_clusters_may_be_larger_while_there_are_few(clusters: int, due: int) -> None:
+def test_clusters_may_be_larger_while_there_are_few(clusters: int, due: int, hard: int) -> None:
     limits = IndexSettings(threshold=0.8).limits(clusters)
-    assert (limits.due, limits.hard, limits.unplanned) == (due, 4 * due, 64)
-    assert IndexSettings(threshold=0.8, cluster_limit=2048).limits(clusters).due == 2048
+    assert (limits.due, limits.hard, limits.unplanned) == (due, hard, 64)
+    whole = IndexSettings(threshold=0.8, cluster_limit=4096).limits(clusters)
+    assert (whole.due, whole.hard) == (4096, 16_384)
 
 
 def test_every_limit_of_the_index_is_a_setting_with_the_same_default() -> None:

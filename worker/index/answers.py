@@ -3,7 +3,6 @@
 Owns the value types of the index's interface and its settings. It must not know Redis.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,8 +21,10 @@ COUNTS = (
 )
 UNPLANNED = 64
 """At most so many, however large clusters may be: for each it computes two products."""
-FEW_CLUSTERS = 16
+FEW_CLUSTERS = 4
 """Up to so many, clusters may be as large as `first_cluster_limit`."""
+FALLING = 0.75
+"""The power of their number with which the limit falls from there on."""
 Outcome = Literal["placed", "exact", "seen", "conflict"]
 
 
@@ -32,11 +33,8 @@ class Limits(NamedTuple):
 
     due: int
     """From so many a cluster is to be split."""
-
-    @property
-    def hard(self) -> int:
-        """At so many a cluster takes no more until it is split; bounds every script."""
-        return 4 * self.due
+    hard: int
+    """At so many a cluster takes no more until it is split; bounds every script."""
 
     @property
     def unplanned(self) -> int:
@@ -54,7 +52,7 @@ class IndexSettings:
     """Neighbours an answer lists at most."""
     cluster_limit: int = 256
     """Records in a cluster from which it is due for a split, where there are many clusters."""
-    first_cluster_limit: int = 1024
+    first_cluster_limit: int = 4096
     """The same where there are few; up to `cluster_limit` it has no effect. See `limits`."""
     probes: int = 128
     """Clusters looked into for one image at most; 0 means all of them."""
@@ -97,12 +95,13 @@ class IndexSettings:
         """What applies in a namespace of so many clusters.
 
         To compare a few thousand vectors takes less than to divide them, and each split has others
-        ask again. So clusters may be large at first, and the limit falls with the root of their
-        number, so that they do not become due all at once: 1,024 up to 16 clusters, 512 at 64, 256
-        from 256 on.
+        ask again. So clusters may be large at first: 4,096 up to 4 clusters, 1,448 at 16, 512 at
+        64, 256 from 161 on. The limit falls less steeply than their number grows, so they do not
+        become due all at once.
         """
-        falling = self.first_cluster_limit * math.sqrt(FEW_CLUSTERS / max(clusters, FEW_CLUSTERS))
-        return Limits(max(self.cluster_limit, int(falling)))
+        falling = self.first_cluster_limit * (FEW_CLUSTERS / max(clusters, FEW_CLUSTERS)) ** FALLING
+        due = max(self.cluster_limit, int(falling))
+        return Limits(due, max(4 * self.cluster_limit, 2 * due))
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ PIPELINE = 256
 """Commands sent before answers are read: bounds the buffers on both sides."""
 
 CLUSTERS = 16
-"""Clusters one script reads: at the default limit some 400 kB, at the hard limit 2 MB."""
+"""Clusters one script reads: some 400 kB, or 3 MB of the larger ones that are few; twice as much
+where they wait for a split."""
 SCRIPTS = 4
-"""Such scripts in one pipeline: at most some 10 MB on the way."""
+"""Such scripts in one pipeline: some MB on the way."""
 
 
 @cache
