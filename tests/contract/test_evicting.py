@@ -5,6 +5,7 @@ import pytest
 from deploy.local import LocalRedis
 from tests.contract.harness import Bench, near, vectors
 from worker.errors import InfrastructureError
+from worker.index.keys import RECORD
 
 
 def test_a_server_that_may_evict_is_warned_of_once(
@@ -42,3 +43,22 @@ def test_a_match_without_a_name_says_that_the_index_is_damaged(bench: Bench) -> 
     for _ in range(2):
         with pytest.raises(InfrastructureError, match=r"index is damaged.*`python -m worker fsck`"):
             index.place([bench.arrival("d", copies[1])])
+
+
+DAMAGED = r"index is damaged: records of cluster 1 are missing; see `python -m worker fsck`"
+
+
+@pytest.mark.parametrize("lost", ["all", "one"])
+def test_records_that_are_missing_say_that_the_index_is_damaged(bench: Bench, lost: str) -> None:
+    """To a worker that knows none of the cluster's, and to one that lacks the last of them."""
+    warm, rows = bench.index(), vectors(80)
+    warm.place(bench.arrivals("a", rows[:60]))
+    bench.index(cluster_limit=512).place(bench.arrivals("b", rows[60:70]))
+    store, chunk = bench.store(), bench.keys().chunk(1, 1)
+    if lost == "all":
+        store.command("DEL", chunk)
+    else:
+        store.command("SET", chunk, store.command("GETRANGE", chunk, 0, 9 * RECORD - 1))
+    for index in (warm, bench.index()):
+        with pytest.raises(InfrastructureError, match=DAMAGED):
+            index.place([bench.arrival(f"c-{lost}", rows[70], store=False)])

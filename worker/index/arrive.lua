@@ -212,6 +212,16 @@ local function write_clusters()
   end
 end
 
+-- The records of a tail. What is missing of them would shift all that is answered behind it.
+local function whole(name, first, lacking)
+  local records = read_records(name, first, first + lacking)
+  if #records ~= lacking * RECORD then
+    error('the index is damaged: records of cluster ' .. number(struct.unpack('>I4', name)) ..
+      ' are missing; see `python -m worker fsck`', 0)
+  end
+  return records
+end
+
 local function tails()
   local found = {}
   for place, name in ipairs(names) do
@@ -224,7 +234,7 @@ local function tails()
       end
       if known then
         found[#found + 1] = name .. state .. struct.pack('>I4I4', first, lacking)
-        if lacking > 0 then found[#found + 1] = read_records(name, first, first + lacking) end
+        if lacking > 0 then found[#found + 1] = whole(name, first, lacking) end
       end
     end
   end

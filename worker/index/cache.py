@@ -11,7 +11,8 @@ from collections.abc import Hashable
 import numpy as np
 import numpy.typing as npt
 
-from worker.index.keys import CLUSTER, NEVER_READ, RECORD
+from worker.errors import InfrastructureError
+from worker.index.keys import CLUSTER, NEVER_READ, RECORD, State
 from worker.vectors import DIMENSIONS, Vectors, squared_norms
 
 LAYOUT = np.dtype([("sequence", "<u8"), ("vector", "i1", (DIMENSIONS,))])
@@ -72,9 +73,15 @@ class Prefix:
     def extend(self, state: bytes, first: int, packed: bytes) -> None:
         """Take over records `first`… of a reply; what is known already is skipped.
 
-        Raises ValueError when the reply does not join what is here.
+        Raises ValueError when the reply does not join what is here, and InfrastructureError when it
+        is not all that the state counts.
         """
         count = len(packed) // RECORD
+        if first + count != State.unpack(state).length:
+            raise InfrastructureError(
+                f"the index is damaged: records of cluster {CLUSTER.unpack(self.cluster)[0]} are "
+                "missing; see `python -m worker fsck`"
+            )
         if state[:4] != self.epoch:
             self._show(0)
         if first > self.length:

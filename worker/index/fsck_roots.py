@@ -56,8 +56,10 @@ def generations(store: Store, namespace: str) -> tuple[dict[str, Keys], list[str
         if name is not None and not name.isascii():
             problems.append(f"{root} names as {role} {name!r}, which is no generation")
         elif name is not None:
-            found[role] = Keys(namespace, name.decode())
-            problems += _description(fields, found[role])
+            found[role] = keys = Keys(namespace, name.decode())
+            model = fields.get(f"model:{keys.generation}".encode(), b"")
+            if not model or not model.isascii():
+                problems.append(f"{root} names no model of generation {keys.generation}")
     return found, problems
 
 
@@ -75,8 +77,15 @@ def counters(store: Store, keys: Keys) -> tuple[Counters | None, list[str]]:
     """The counters of a generation, None where they cannot be used, and what is wrong with them."""
     if not store.command("EXISTS", keys.meta):
         return None, [f"generation {keys.generation} is empty: there is no {keys.meta}"]
-    salt = store.command("HGET", keys.meta, "salt")
     layout = store.command("HGET", keys.root, f"layout:{keys.generation}")
+    if not layout:
+        return None, [f"{keys.root} names no record layout of generation {keys.generation}"]
+    if layout not in [each.encode() for each in LAYOUTS]:
+        known = " and ".join(LAYOUTS)
+        return None, [
+            f"generation {keys.generation} has record layout {layout!r}, this version knows {known}"
+        ]
+    salt = store.command("HGET", keys.meta, "salt")
     problems = []
     if len(salt or b"") != SALT and (salt is not None or layout == LAYOUT.encode()):
         problems.append(f"{keys.meta} has no salt of {SALT} bytes")
@@ -91,23 +100,6 @@ def counters(store: Store, keys: Keys) -> tuple[Counters | None, list[str]]:
     if sequence and not store.command("HEXISTS", key, first):
         return None, [f"the last sequence handed out, {sequence}, has no record"]
     return Counters(sequence, version, salt), []
-
-
-def _description(fields: dict[bytes, bytes], keys: Keys) -> list[str]:
-    """What a root lacks of what it has to say of a generation."""
-    model = fields.get(f"model:{keys.generation}".encode(), b"")
-    layout = fields.get(f"layout:{keys.generation}".encode(), b"")
-    problems = []
-    if not model or not model.isascii():
-        problems.append(f"{keys.root} names no model of generation {keys.generation}")
-    if not layout:
-        problems.append(f"{keys.root} names no record layout of generation {keys.generation}")
-    elif layout not in [each.encode() for each in LAYOUTS]:
-        problems.append(
-            f"generation {keys.generation} has record layout {layout!r}, this version knows "
-            f"{' and '.join(LAYOUTS)}"
-        )
-    return problems
 
 
 def _rooted(store: Store) -> set[str]:
