@@ -7,7 +7,7 @@ elsewhere. Every call may be repeated: the index answers a repeated call as it d
 from collections.abc import Callable
 
 from worker import decide
-from worker.errors import EventError, Reason
+from worker.errors import DedupError, EventError, Reason
 from worker.index import Answer, Index
 from worker.jobs import Job, segments
 from worker.messages import Verdict, VerdictKind, check_id, verdict_id
@@ -123,12 +123,21 @@ class Resolver:
             job.lease.lost = True
 
     def _render(self, job: Job, packed: bytes) -> Verdict | None:
-        """The message; None where Redis has lost an image that it names."""
+        """The message; None where Redis has lost an image that it names.
+
+        Raises DedupError where what Redis keeps is no verdict.
+        """
         event, answer = job.event, job.answer
         assert event is not None and answer is not None
         named = (answer.exact_of, answer.earliest, answer.best, *answer.matches)
         names = {near.sequence: near.image_id for near in named if near is not None}
-        missing = decide.unpack(packed).sequences() - names.keys()
+        try:
+            missing = decide.unpack(packed).sequences() - names.keys()
+        except ValueError as error:
+            raise DedupError(
+                f"the index is damaged: the verdict of {event.image_id!r} in namespace "
+                f"{event.namespace!r} cannot be read ({error}); see `python -m worker fsck`"
+            ) from error
         if missing:
             found = self._persist("names", self._index.names, event.namespace, sorted(missing))
             if len(found) < len(missing):
