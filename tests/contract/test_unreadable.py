@@ -36,5 +36,5 @@ def test_a_verdict_that_cannot_be_read_is_said(bench: Bench, kept: bytes) -> Non
         sha256=hashlib.sha256(b"x").digest(),
     )
     resolver.recognise([again])
-    with pytest.raises(DedupError, match="the verdict of 'x' .* cannot be read .* fsck"):
+    with pytest.raises(DedupError, match=r"the verdict of 'x' .* cannot be read .* fsck"):
         resolver.resolve([again])
