@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from kafka.errors import InvalidReplicationFactorError
+
 from deploy.kafka_archives import KafkaUnavailableError, fetch_archives
 from deploy.local import (
     HOST,
@@ -245,8 +247,18 @@ class LocalApacheKafka:
         return self.nodes[0].pid
 
     def create_topics(self, topics: Mapping[str, int], replication: int | None = None) -> None:
-        """Create topics, given as name → partitions, replicated to every broker."""
-        create_topics(self.bootstrap, topics, replication or self._brokers)
+        """Create topics, given as name → partitions, replicated to every broker.
+
+        On a busy machine the controller may take a broker for dead, and has too few for a moment.
+        """
+        deadline = Deadline(READY_SECONDS)
+        while True:
+            try:
+                return create_topics(self.bootstrap, topics, replication or self._brokers)
+            except InvalidReplicationFactorError:
+                if deadline.passed:
+                    raise
+                time.sleep(POLL_SECONDS)
 
     def start(self) -> None:
         """Start every node with the data it had and wait until all answer."""
