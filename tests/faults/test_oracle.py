@@ -49,7 +49,9 @@ def wrong_original(verdicts: Verdicts) -> None:
 
 
 def wrong_similarity(verdicts: Verdicts) -> None:
-    first(verdicts, "duplicate")["similarity"] -= 0.000_001
+    # Not of a check: what that found depends on what was stored just then, so no replay tells.
+    stored = [verdict for verdict in verdicts if not verdict["image_id"].startswith("seen")]
+    first(stored, "duplicate")["similarity"] -= 0.000_001
 
 
 def an_exact_copy_compared(verdicts: Verdicts) -> None:

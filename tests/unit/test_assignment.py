@@ -22,7 +22,7 @@ def test_only_records_of_held_partitions_become_jobs() -> None:
     assignment = holding(P)
     jobs = assignment.admit([record(0, 1), record(1, 1), record(0, 2)])
     assert [(job.partition, job.record.offset) for job in jobs] == [(P, 1), (P, 2)]
-    assert assignment.load()[:2] == (2, 2 * len(b"key" + b"value" * 10))
+    assert assignment.load()[:2] == (2, 2 * record(0, 1).size)
 
 
 def test_finished_jobs_become_committable_in_order() -> None:
