@@ -60,6 +60,11 @@ class Run:
         }
         return self._start_worker(command=command, **wanted)
 
+    def judged_once(self) -> bool:
+        """Whether each event has one message; raises, as `Oracle.judge` does, for any rule."""
+        self.oracle.judge()
+        return self.oracle.outcomes == self.oracle.wanted
+
     def frozen(self, *fault: str, **settings: Any) -> Worker:
         """Start a worker that stops at a step, and wait until it has."""
         worker = self.worker(*fault, "SIGSTOP", **settings)
@@ -103,7 +108,7 @@ def test_killed_at_each_step(run: Run, kafka_server: LocalApacheKafka, topics: T
     run.oracle.feed_until_dead(doomed, SECONDS)
     run.worker()
     run.oracle.wait_until_finished(SECONDS)
-    run.oracle.judge()
+    assert run.judged_once()
     wait_for_aborted(kafka_server, topics, run.oracle.outcomes)
 
 
@@ -117,7 +122,7 @@ def test_killed_at_random_under_load(run: Run) -> None:
         victim.kill()
         victim.start()
     run.oracle.wait_until_finished(SECONDS)
-    run.oracle.judge()
+    assert run.judged_once()
 
 
 @pytest.mark.parametrize("step", ["settled", "transacted"])
@@ -131,7 +136,7 @@ def test_a_zombie_is_fenced(run: Run, step: str) -> None:
     until(zombie.ready, SECONDS, "the zombie a member again")
     run.oracle.publish(families(FAMILIES, first=FAMILIES))
     run.oracle.wait_until_finished(SECONDS)
-    run.oracle.judge()
+    assert run.judged_once()
     messages = {line["message"] for line in zombie.lines()}
     assert "publishing failed, retrying" in messages or step == "settled"
 
@@ -144,7 +149,7 @@ def test_a_sleeper_that_wakes_in_time_commits_and_nobody_repeats_it(run: Run) ->
     until(lambda: owns_everything(heir), SECONDS, "the heir owns every partition")
     wake(sleeper)
     run.oracle.wait_until_finished(SECONDS)
-    run.oracle.judge()
+    assert run.judged_once()
 
 
 def test_events_of_an_aborted_transaction_are_none(
@@ -163,7 +168,7 @@ def test_events_of_an_aborted_transaction_are_none(
     run.worker()
     run.oracle.publish(families(2))
     run.oracle.wait_until_finished(SECONDS)
-    run.oracle.judge()
+    assert run.judged_once()
 
 
 def owns_everything(worker: Worker) -> bool:

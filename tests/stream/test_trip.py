@@ -95,16 +95,17 @@ def test_every_kind_of_event(
     assert [dict(message.headers)["dedup-reason"] for message in dead] == [b"id_conflict"]
     assert dead[0].value == events[4].value
     check_metrics(worker)
-    info = labels(worker, "dedup_build_info")
-    assert {info["model_id"]} == {v["model_id"] for v in verdicts}
-    assert {float(info["threshold"])} == {v["threshold"] for v in verdicts}
-    assert (info["version"], info["device"], info["embed_mode"]) == (
-        version("image-dedup-stream"),
-        "cpu",
-        "fp32",
-    )
+    check_build_info(labels(worker, "dedup_build_info"), verdicts)
     assert worker.terminate() == 0
     assert committed(kafka_server, topics)[TopicPartition(topics.images, 0)] == len(events)
+
+
+def check_build_info(info: dict[str, str], verdicts: list[dict[str, Any]]) -> None:
+    """It says what runs, as the verdicts do."""
+    assert {info["model_id"]} == {verdict["model_id"] for verdict in verdicts}
+    assert {float(info["threshold"])} == {verdict["threshold"] for verdict in verdicts}
+    assert info["version"] == version("image-dedup-stream")
+    assert (info["device"], info["embed_mode"]) == ("cpu", "fp32")
 
 
 def labels(worker: Worker, metric: str) -> dict[str, str]:

@@ -58,36 +58,7 @@ class ImagesMissing(DedupError):
 
 def main(argv: list[str]) -> int:
     """Rebuild namespaces; exit status 1 when images were missing, and so it did not switch."""
-    parser = argparse.ArgumentParser(
-        prog="python -m worker rebuild",
-        description="Fill namespaces again with another model while the old one answers, from the "
-        "event topic, then switch to it in one step each. It does not switch where an image that "
-        "answers now could not be stored again.",
-    )
-    parser.add_argument(
-        "--namespace",
-        action="append",
-        type=nonempty,
-        help="which one; again for each that the same workers serve [default]",
-    )
-    parser.add_argument(
-        "--to-model", required=True, help="weights to fill it with: default, imagenet or a file"
-    )
-    parser.add_argument(
-        "--events",
-        metavar="FILE",
-        help="JSON lines of events that the topic no longer holds, in their order, or -: they are "
-        "read before the topic, and count as older than all of it",
-    )
-    parser.add_argument(
-        "--allow-missing",
-        type=whole(0),
-        default=0,
-        metavar="N",
-        help="switch although up to N images that answer now could not be stored again [0]",
-    )
-    flags.add_flags(parser, Settings)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     settings = flags.from_flags(Settings, args)
     logs.configure(settings.log_level, settings.log_format)
     events = () if args.events is None else read_events(args.events, message_limits(settings))
@@ -118,6 +89,39 @@ def main(argv: list[str]) -> int:
         f"{rebuild.failed} failed; switched{''.join(gone)}"
     )
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m worker rebuild",
+        description="Fill namespaces again with another model while the old one answers, from the "
+        "event topic, then switch to it in one step each. It does not switch where an image that "
+        "answers now could not be stored again.",
+    )
+    parser.add_argument(
+        "--namespace",
+        action="append",
+        type=nonempty,
+        help="which one; again for each that the same workers serve [default]",
+    )
+    parser.add_argument(
+        "--to-model", required=True, help="weights to fill it with: default, imagenet or a file"
+    )
+    parser.add_argument(
+        "--events",
+        metavar="FILE",
+        help="JSON lines of events that the topic no longer holds, in their order, or -: they are "
+        "read before the topic, and count as older than all of it",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="switch although up to N images that answer now could not be stored again [0]",
+    )
+    flags.add_flags(parser, Settings)
+    return parser
 
 
 class Rebuild:
