@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from pytest import MonkeyPatch
 
 from tests.contract.harness import Bench, earliest_ids, near, vectors, verdict
-from worker.index import Answer
+from worker.index import Answer, names
 from worker.index.keys import Keys
 from worker.index.store import Argument, Store
 
@@ -73,6 +74,23 @@ def test_a_script_takes_so_many_arrivals_at_most(bench: Bench, most: int, script
     assert store.calls.count("settle") == scripts
     assert [answer.sequence for answer in answers] == list(range(1, 65))
     assert {answer.outcome for answer in index.recognise(arrivals) if answer} == {"seen"}
+
+
+def test_who_stored_an_image_knows_its_name(bench: Bench, monkeypatch: MonkeyPatch) -> None:
+    """Others ask for it, and then know it as well; so many names are kept, not more."""
+    rows = vectors(40)
+    checks = [bench.arrival(f"c-{at}", row, store=False) for at, row in enumerate(near(rows))]
+    mine, other, store = bench.index(), bench.index(), Counting(bench)
+    for index in (mine, other):
+        vars(vars(index)["_names"])["_store"] = store
+    mine.place(bench.arrivals("p", rows))
+    for index, asked in ((mine, 0), (other, 1), (other, 1)):
+        assert earliest_ids(index.place(checks)) == [f"p-{at}" for at in range(40)]
+        assert store.calls.count("names") == asked
+    monkeypatch.setattr(names, "NAMES", 30)
+    assert earliest_ids(other.place(checks)) == [f"p-{at}" for at in range(40)]
+    assert len(vars(other)["_names"]) == 30
+    assert store.calls.count("names") == 2
 
 
 def test_a_batch_over_the_hard_limit_waits_for_its_splits(bench: Bench) -> None:

@@ -33,9 +33,9 @@ def test_a_server_that_may_evict_is_warned_of_once(
 
 
 def test_a_match_without_a_name_says_that_the_index_is_damaged(bench: Bench) -> None:
-    """The worker pauses and tells: nothing it is given is at fault."""
+    """The worker, which stored neither, pauses and tells: nothing it is given is at fault."""
     index, rows = bench.index(), vectors(2)
-    index.place(bench.arrivals("p", rows))
+    bench.index().place(bench.arrivals("p", rows))
     key, first = bench.keys().record(2)
     bench.store().command("HDEL", key, first + 1)
     copies = near(rows)

@@ -68,6 +68,20 @@ def test_settled_image_is_seen_with_its_first_verdict(bench: Bench) -> None:
         assert (answer.outcome, answer.verdict, answer.sequence) == ("seen", verdict(1), 1)
 
 
+def test_of_two_verdicts_told_at_once_the_first_stays(bench: Bench) -> None:
+    """As when an event is delivered twice; others of its bucket and of another one are beside."""
+    index = bench.index()
+    index.place(bench.arrivals("p", vectors(40)))
+    told = [(at, verdict(at)) for at in range(40)]
+    told[20:20] = [(19, verdict(99))]
+    entries = [(bench.namespace, f"p-{at}", at + 1, each) for at, each in told]
+    kept = index.settle(entries)
+    assert kept[20] == kept[19] == verdict(19)
+    assert [*kept[:20], *kept[21:]] == [verdict(at) for at in range(40)]
+    assert index.settle(entries) == kept
+    bench.assert_whole()
+
+
 @pytest.mark.parametrize("verdict", [b"", b"x" * 257])
 def test_verdicts_have_a_size(bench: Bench, verdict: bytes) -> None:
     index = bench.index()

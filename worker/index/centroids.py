@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from worker.index.kernel import one_thread, product
+from worker.index.kernel import one_thread, places_in, product
 from worker.index.keys import ADDED, CENTROID, CLUSTER, Keys
 from worker.index.store import Store
 from worker.vectors import DIMENSIONS, Vectors, directions_of, squared_norms
@@ -246,16 +246,20 @@ def _routes(ids: Ids, near: Rows, probes: int, margins: Rows, least: int) -> lis
     """The route of each row of similarities `near` (m, n) times the row's length."""
     count, least = len(ids), min(least, len(ids))
     wanted = near >= (near.max(axis=1) - margins)[:, None] if probes else np.ones(near.shape, bool)
-    within = wanted.sum(axis=1)
-    for at in (within < least).nonzero()[0]:
+    rows, places = places_in(wanted)
+    within = np.bincount(rows, minlength=len(near))
+    few = (within < least).nonzero()[0]
+    for at in few:
         # All that are as near as the last of them: among equals the lowest ids are taken.
         wanted[at] = near[at] >= np.partition(near[at], count - least)[count - least]
-    rows, places = wanted.nonzero()
+    if len(few):
+        rows, places = places_in(wanted)
+    each = np.bincount(rows, minlength=len(near))
     # Among equals the lowest id, the oldest cluster: there the earliest images are.
     order = np.lexsort((ids[places], -near[rows, places], rows))
     clusters = ids[places[order]].tolist()
     routes, first = [], 0
-    for several, fitting in zip(wanted.sum(axis=1).tolist(), within.tolist(), strict=True):
+    for several, fitting in zip(each.tolist(), within.tolist(), strict=True):
         taken = min(max(fitting, least), probes) if probes else several
         routes.append(Route(tuple(clusters[first : first + taken]), taken < fitting))
         first += several

@@ -69,17 +69,25 @@ local function hash_of(salt, digest)
 end
 
 -- Linear hashing: the number of buckets follows the number of sequences handed out.
--- Answers with the function from a kind of lookup and a digest to the key of its bucket.
-local function buckets_after(salt, sequences)
+-- Answers with the function from a digest to the number of its bucket, of whatever kind.
+local function numbers_after(salt, sequences)
   local buckets = math.floor(sequences / LOAD) + 1
   local size = 1
   while size * 2 <= buckets do size = size * 2 end
-  return function(kind, digest)
+  return function(digest)
     local hash = hash_of(salt, digest)
     local at = hash % (size * 2)
     if at >= buckets then at = hash % size end
-    return prefix .. kind .. number(at)
+    return at
   end
+end
+
+local function bucket_key(kind, bucket) return prefix .. kind .. number(bucket) end
+
+-- The function from a kind of lookup and a digest to the key of its bucket.
+local function buckets_after(salt, sequences)
+  local bucket_of = numbers_after(salt, sequences)
+  return function(kind, digest) return bucket_key(kind, bucket_of(digest)) end
 end
 
 -- The bucket among the first `buckets` whose entries bucket `new` will get.
@@ -93,14 +101,15 @@ local function source_of(new, buckets)
 end
 
 -- What leaves a bucket for others, field, value, field, ... by the key it goes to.
-local function leaving(kind, bucket, after)
-  local from, targets = prefix .. kind .. number(bucket), {}
+local function leaving(kind, bucket, bucket_of)
+  local from, targets = bucket_key(kind, bucket), {}
   local entries = redis.call('HGETALL', from)
   for i = 1, #entries, 2 do
-    local target = after(kind, entries[i])
-    if target ~= from then
-      local moved = targets[target] or {}
-      targets[target] = moved
+    local target = bucket_of(entries[i])
+    if target ~= bucket then
+      local key = bucket_key(kind, target)
+      local moved = targets[key] or {}
+      targets[key] = moved
       moved[#moved + 1], moved[#moved + 2] = entries[i], entries[i + 1]
     end
   end
@@ -110,12 +119,14 @@ end
 -- Reads what has to move where the lookups grow; nothing is written before all of it is known.
 local function growth(salt, count, last)
   local old, new = math.floor(count / LOAD) + 1, math.floor(last / LOAD) + 1
-  local after, moves, seen = buckets_after(salt, last), {}, {}
+  local bucket_of, moves, seen = numbers_after(salt, last), {}, {}
   for bucket = old, new - 1 do
     local source = source_of(bucket, old)
     if not seen[source] then
       seen[source] = true
-      for _, kind in ipairs({'id:', 'sha:'}) do moves[#moves + 1] = leaving(kind, source, after) end
+      for _, kind in ipairs({'id:', 'sha:'}) do
+        moves[#moves + 1] = leaving(kind, source, bucket_of)
+      end
     end
   end
   return moves

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.index.cache import Prefix
-from worker.index.kernel import one_thread, product
+from worker.index.kernel import one_thread, places_in, product
 from worker.vectors import DIMENSIONS, Vectors, pairwise, squared_norms
 
 SLACK = 1e-5
@@ -53,11 +53,16 @@ class Found(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Records that may decide a query's answer: their sequences (n,) and vectors (n, 128)."""
+    """Records that may decide the answers of some queries, one query's behind another's.
 
+    `counts` says how many are whose, `compared` with how many each query was compared; sequences
+    are (n,), vectors (n, 128).
+    """
+
+    counts: list[int]
     sequences: npt.NDArray[np.uint64]
     vectors: Vectors
-    compared: int
+    compared: list[int]
 
 
 def compare(queries: Sequence[Query], threshold: float, matches: int) -> list[Found]:
@@ -71,25 +76,20 @@ def compare(queries: Sequence[Query], threshold: float, matches: int) -> list[Fo
 
 def _compare(queries: Sequence[Query], threshold: float, matches: int) -> list[Found]:
     asked = np.stack([query.vector for query in queries])
-    lengths = np.sqrt(squared_norms(asked)).tolist()
-    sharing = _sharing(queries)
+    lengths = np.sqrt(squared_norms(asked))
+    probed = [id(prefix) for query in queries for prefix in query.prefixes]
     with one_thread():
-        if sum(len(asking) for _, asking in sharing) >= SHARED * len(sharing):
-            candidates = _by_cluster(queries, sharing, asked, np.array(lengths), threshold)
+        if len(probed) >= SHARED * len(set(probed)):
+            candidates = _by_cluster(queries, asked, lengths, threshold)
         else:
-            candidates = [
-                _by_query(query, length, threshold)
-                for query, length in zip(queries, lengths, strict=True)
-            ]
-    counts = [len(each.sequences) for each in candidates]
-    exact = pairwise(
-        np.repeat(asked, counts, axis=0), np.concatenate([each.vectors for each in candidates])
-    ).tolist()
-    sequences = np.concatenate([each.sequences for each in candidates]).tolist()
+            candidates = _each_by_itself(queries, lengths.tolist(), threshold)
+    counts = candidates.counts
+    exact = pairwise(np.repeat(asked, counts, axis=0), candidates.vectors).tolist()
+    sequences = candidates.sequences.tolist()
     found, first = [], 0
-    for each, count in zip(candidates, counts, strict=True):
+    for count, compared in zip(counts, candidates.compared, strict=True):
         part = slice(first, first + count)
-        found.append(_choose(sequences[part], exact[part], each.compared, threshold, matches))
+        found.append(_choose(sequences[part], exact[part], compared, threshold, matches))
         first += count
     return found
 
@@ -106,11 +106,10 @@ def _sharing(queries: Sequence[Query]) -> list[tuple[Prefix, list[int]]]:
 
 def _by_cluster(
     queries: Sequence[Query],
-    sharing: list[tuple[Prefix, list[int]]],
     asked: Vectors,
     lengths: npt.NDArray[np.float64],
     threshold: float,
-) -> list[Candidates]:
+) -> Candidates:
     """Leave out all that cannot be the most similar, nor near the threshold; cluster by cluster."""
     before = np.array([query.before for query in queries], np.uint64)
     without = np.array([query.without for query in queries], np.uint64)
@@ -119,25 +118,28 @@ def _by_cluster(
     top = np.full(len(queries), NOTHING, np.float32)
     compared = np.zeros(len(queries), np.int64)
     products = []
-    for prefix, some in sharing:
+    for prefix, some in _sharing(queries):
         asking = np.array(some)
         near = product(asked[asking], prefix.vectors).astype(np.float32)
         near *= prefix.inverse_lengths
-        # The few that not everybody may see; a deleted record, of sequence 0, is behind all others
-        # when 1 is taken from it.
+        # What not everybody may see, which mostly is a piece at the end; a deleted record, of
+        # sequence 0, is behind all others when 1 is taken from it.
         behind = prefix.sequences - np.uint64(1)
         special = behind >= earliest
         if len(checks):
             special |= np.isin(prefix.sequences, checks)
-        late = special.nonzero()[0]
-        unseen = behind[late] >= (before[asking] - np.uint64(1))[:, None]
-        unseen |= prefix.sequences[late] == without[asking][:, None]
-        near[:, late] = np.where(unseen, NOTHING, near[:, late])
+        late = np.flatnonzero(special)
+        if len(late):
+            part = slice(late[0], late[-1] + 1)
+            unseen = behind[part] >= (before[asking] - np.uint64(1))[:, None]
+            if len(checks):
+                unseen |= prefix.sequences[part] == without[asking][:, None]
+            np.copyto(near[:, part], NOTHING, where=unseen)
         best = near.max(axis=1)
         top[asking] = np.maximum(top[asking], best)
         compared[asking] += prefix.length
         products.append((prefix, asking, near, best))
-    least = np.minimum(top, threshold * lengths) - SLACK * lengths
+    least = (np.minimum(top, threshold * lengths) - SLACK * lengths).astype(np.float32)
     least[top == NOTHING] = np.inf
     # Behind an empty part, so that there always is one.
     of, sequences = [np.zeros(0, np.intp)], [np.zeros(0, np.uint64)]
@@ -145,29 +147,41 @@ def _by_cluster(
     for prefix, asking, near, best in products:
         reaching = (best >= least[asking]).nonzero()[0]
         if len(reaching):
-            rows, places = (near[reaching] >= least[asking[reaching]][:, None]).nonzero()
-            of.append(asking[reaching[rows]])
-            sequences.append(prefix.sequences[places])
-            vectors.append(prefix.vectors[places])
+            rows = near if len(reaching) == len(near) else near[reaching]
+            row, place = places_in(rows >= least[asking[reaching]][:, None])
+            of.append(asking[reaching[row]])
+            sequences.append(prefix.sequences[place])
+            vectors.append(prefix.vectors[place])
     owner = np.concatenate(of)
     order = np.argsort(owner, kind="stable")
-    ends = np.cumsum(np.bincount(owner, minlength=len(queries)))[:-1]
-    return [
-        Candidates(*found)
-        for found in zip(
-            np.split(np.concatenate(sequences)[order], ends),
-            np.split(np.concatenate(vectors)[order], ends),
-            compared.tolist(),
-            strict=True,
-        )
+    return Candidates(
+        np.bincount(owner, minlength=len(queries)).tolist(),
+        np.concatenate(sequences)[order],
+        np.concatenate(vectors)[order],
+        compared.tolist(),
+    )
+
+
+def _each_by_itself(queries: Sequence[Query], lengths: list[float], threshold: float) -> Candidates:
+    """The same, query by query."""
+    found = [
+        _by_query(query, length, threshold) for query, length in zip(queries, lengths, strict=True)
     ]
+    return Candidates(
+        [len(sequences) for sequences, _, _ in found],
+        np.concatenate([sequences for sequences, _, _ in found]),
+        np.concatenate([vectors for _, vectors, _ in found]),
+        [compared for _, _, compared in found],
+    )
 
 
-def _by_query(query: Query, length: float, threshold: float) -> Candidates:
-    """The same for one query alone."""
+def _by_query(
+    query: Query, length: float, threshold: float
+) -> tuple[npt.NDArray[np.uint64], Vectors, int]:
+    """Sequences and vectors of what may decide one query, and with how many it was compared."""
     prefixes = [prefix for prefix in query.prefixes if prefix.length]
     if not prefixes:
-        return Candidates(np.zeros(0, np.uint64), np.zeros((0, DIMENSIONS), np.int8), 0)
+        return np.zeros(0, np.uint64), np.zeros((0, DIMENSIONS), np.int8), 0
     # Copying small clusters together and multiplying once is twice as fast as a product for each.
     stored = np.concatenate([prefix.vectors for prefix in prefixes])
     sequences = np.concatenate([prefix.sequences for prefix in prefixes])
@@ -180,21 +194,23 @@ def _by_query(query: Query, length: float, threshold: float) -> Candidates:
         found = sequences[places]
         counts = (found > 0) & (found != query.without)
         if counts.any():
-            return Candidates(found[counts], stored[places[counts]], len(stored))
+            return found[counts], stored[places[counts]], len(stored)
         near[places] = NOTHING
-    return Candidates(sequences[:0], stored[:0], len(stored))
+    return sequences[:0], stored[:0], len(stored)
 
 
 def _choose(
     sequences: list[int], exact: list[float], compared: int, threshold: float, matches: int
 ) -> Found:
     """Pick what the answer needs: the most similar first, the earlier first among equals."""
-    found = [Match(sequence, near) for sequence, near in zip(sequences, exact, strict=True)]
-    found.sort(key=lambda match: (-match.similarity, match.sequence))
+    ranked = sorted(zip([-near for near in exact], sequences, strict=True))
+    found = [Match(sequence, -near) for near, sequence in ranked]
+    if not found or found[0].similarity < threshold:
+        return Found(None, found[0] if found else None, (), compared)
     reaching = [match for match in found if match.similarity >= threshold]
     return Found(
-        earliest=min(reaching, key=lambda match: match.sequence, default=None),
-        best=found[0] if found else None,
+        earliest=min(reaching, key=lambda match: match.sequence),
+        best=found[0],
         matches=tuple(reaching[:matches]),
         compared=compared,
     )

@@ -6,7 +6,6 @@ verdict fields or where vectors come from.
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from worker.errors import ConfigError, InfrastructureError
@@ -15,6 +14,7 @@ from worker.index.asking import STALE, Asked, ask, known, runs
 from worker.index.auditing import Audit
 from worker.index.keys import digest
 from worker.index.missing import Missing
+from worker.index.names import Names
 from worker.index.placing import Placing
 from worker.index.recent import Position, Recent, Write
 from worker.index.space import (
@@ -27,10 +27,8 @@ from worker.index.space import (
     switch,
 )
 from worker.index.splitting import Maintainer
-from worker.index.store import PIPELINE, Client, Store
+from worker.index.store import Client, Store
 
-NAMES = 65_536
-"""Image ids kept in memory, by sequence."""
 LONGEST_VERDICT = 256
 """Twenty matches among 2^48 images take 219 bytes."""
 CHANGING = "{} keeps changing its generation or server"
@@ -61,9 +59,9 @@ class Index:
         opener = Building() if building else open_space
         self._spaces = Spaces(self._store, model_id, settings.open_namespaces, opener)
         self._maintainer = Maintainer(self._store, settings)
-        self._placing = Placing(self._store, settings, self._maintainer, self._names_in)
+        self._names = Names(self._store)
+        self._placing = Placing(self._store, settings, self._maintainer, self._names)
         self._recent = Recent(self._store, settings.recent_writes)
-        self._names: OrderedDict[tuple[str, int], str] = OrderedDict()
 
     def open(self, namespace: str) -> None:
         """Open a namespace now, creating it when it is new; raises what any first use would."""
@@ -143,28 +141,11 @@ class Index:
         wanted = set(sequences)
         for _ in range(self._settings.place_attempts):
             space = self._space(namespace)
-            named = self._names_in(space, wanted)
+            named = self._names.of(space, wanted)
             if named is not None:
                 return named
             self._spaces.forget(space)
         raise InfrastructureError(CHANGING.format(namespace))
-
-    def _names_in(self, space: Space, wanted: set[int]) -> dict[int, str] | None:
-        """Image ids of sequences of one space; None when that does not hold any more."""
-        origin = space.keys.origin
-        named = {each: name for each in wanted if (name := self._names.get((origin, each)))}
-        unknown = sorted(wanted - named.keys())
-        parts = _cut(unknown, PIPELINE)
-        replies = self._store.scripts("names", [(space.keys, part) for part in parts])
-        for part, names in zip(parts, replies, strict=True):
-            if not names:
-                return None
-            for sequence, name in zip(part, names, strict=True):
-                if name is not None:
-                    named[sequence] = self._names[origin, sequence] = name.decode()
-        while len(self._names) > NAMES:
-            self._names.popitem(last=False)
-        return named
 
     def forget(
         self, namespace: str, image_id: str, position: tuple[int, int], topic: str = ""

@@ -5,7 +5,7 @@ only when the prefixes held are those its script saw, and asked again otherwise.
 how often it is repeated.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from worker.index.cache import Cache, Prefix
 from worker.index.centroids import Route
 from worker.index.comparing import Found, Match, Query, compare
 from worker.index.keys import CLUSTER, NEVER_READ
+from worker.index.names import Names
 from worker.index.space import Space
 from worker.index.splitting import Maintainer
 from worker.index.store import Store
@@ -24,8 +25,6 @@ from worker.vectors import Vectors
 
 ROW = 160
 """Bytes of cache a record takes, spare room included; only to keep a part within the cache."""
-
-Names = Callable[[Space, set[int]], dict[int, str] | None]
 
 
 class Routed(NamedTuple):
@@ -138,8 +137,12 @@ class Placing:
             self._settings.threshold,
             self._settings.matches,
         )
+        stored = {
+            each.reply.sequence: each.arrival.image_id for each in whole if each.arrival.store
+        }
+        self._names.learn(space, stored)
         listed = {match.sequence for each in found for match in _listed(each)}
-        names = self._names(space, listed)
+        names = self._names.of(space, listed)
         if names is None:
             return [False] * len(told)
         answered = {

@@ -105,15 +105,26 @@ for _, output in ipairs(outputs) do
   end
   output.where = struct.pack('>I2', 0) .. output.id
 end
-local nothing = string.rep('\0', RECORD)
+-- Images in one bucket are told in one go where their records are now.
+local nothing, buckets = string.rep('\0', RECORD), {}
 for _, moved in ipairs(leaving) do
-  local key, first = record_key(moved.sequence), field(moved.sequence, 0)
-  local image = redis.call('HGET', key, first)
-  redis.call('HSET', key, first, string.sub(image, 1, WHERE - 1) .. moved.output.where)
+  local key = record_key(moved.sequence)
+  local bucket = buckets[key] or {fields = {}, outputs = {}}
+  buckets[key] = bucket
+  bucket.fields[#bucket.fields + 1] = field(moved.sequence, 0)
+  bucket.outputs[#bucket.outputs + 1] = moved.output
   if not retire then
     redis.call('SETRANGE', chunk_key(cluster, math.floor(moved.index / CHUNK)),
       moved.index % CHUNK * RECORD, nothing)
   end
+end
+for key, bucket in pairs(buckets) do
+  local told = {}
+  for at, image in ipairs(redis.call('HMGET', key, unpack(bucket.fields))) do
+    told[2 * at - 1] = bucket.fields[at]
+    told[2 * at] = string.sub(image, 1, WHERE - 1) .. bucket.outputs[at].where
+  end
+  redis.call('HSET', key, unpack(told))
 end
 for _, output in ipairs(outputs) do
   append(output.id, output.state, table.concat(output.records))
