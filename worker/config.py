@@ -83,8 +83,8 @@ class Settings(KafkaSettings, RedisSettings):
     batch_wait_seconds: float = Field(
         0.02,
         ge=0,
-        le=10,
-        description="wait for a fuller batch while more is coming; for a full one five times that",
+        le=1,
+        description="wait for a fuller batch while more is coming; 25 times that where much is",
     )
 
     # Events

@@ -16,8 +16,7 @@ from worker.offsets import Partition
 Job = TypeVar("Job")
 Taken = TypeVar("Taken")
 
-CROWDED = 5  # times the patience, when a whole batch is on its way anyway
-GATHERED = 15  # times the patience of `gather` then: it delays nobody's work, only what is done
+CROWDED = 25  # times the patience, where so much is on its way that what comes last waits anyway
 
 
 def take_all(queue: "Queue[list[Job]]", timeout: float | None = None) -> list[Job]:
@@ -39,14 +38,14 @@ def gather(
 
     `coming` says how many those are: a lone job never waits. An empty batch ends the waiting, and
     where `enough` are together nobody waits for more. Where `most` are on their way, those last
-    wait anyway: then it is `most` that are gathered, for up to `GATHERED` times as long.
+    wait anyway: then it is `most` that are gathered, for up to `CROWDED` times as long.
     """
     jobs, started = take_all(queue), monotonic()
     while 0 < len(jobs) < most and (others := coming()):
         crowded = len(jobs) + others >= most
         if len(jobs) >= enough and not crowded:
             break
-        limit = patience * GATHERED if crowded else patience
+        limit = patience * CROWDED if crowded else patience
         try:
             more = take_all(queue, max(0.0, started + limit - monotonic()))
         except Empty:
@@ -85,18 +84,13 @@ class Lanes(Generic[Job]):
             self._closed = True
             self._changed.notify_all()
 
-    def take(
-        self, most: int, patience: float = 0.0, crowded_patience: float | None = None
-    ) -> list[Job]:
+    def take(self, most: int, patience: Callable[[int], float] = lambda here: 0.0) -> list[Job]:
         """Wait for ready heads; return up to `most` of them, or [] once closed and empty.
 
-        With at least one ready, wait up to `patience` seconds for more, but only while other
-        jobs are here and on their way: a lone job never waits. Where as many as could be taken
-        are on their way, each has a queue behind it in which it would wait longer, and a full
-        batch is cheaper: then the patience is `CROWDED` times as long, or what is given.
+        With at least one ready, wait for more, but only while other jobs are here and on their
+        way: a lone job never waits. `patience` says for how many seconds from the first one on,
+        where so many jobs are here.
         """
-        if crowded_patience is None:
-            crowded_patience = patience * CROWDED
         with self._changed:
             taken: list[Job] = []
             started: float | None = None
@@ -106,11 +100,12 @@ class Lanes(Generic[Job]):
                     return taken
                 if taken and started is None:
                     started = monotonic()
-                crowded = len(taken) + sum(map(len, self._lanes.values())) >= most
-                limit = crowded_patience if crowded else patience
-                remaining = None if started is None else started + limit - monotonic()
-                if remaining is not None and remaining <= 0:
-                    return taken
+                remaining = None
+                if started is not None:
+                    here = len(taken) + sum(map(len, self._lanes.values()))
+                    remaining = started + patience(here) - monotonic()
+                    if remaining <= 0:
+                        return taken
                 self._changed.wait(remaining)
 
     def _collect(self, taken: list[Job], most: int) -> None:

@@ -29,7 +29,7 @@ FEW_EVENTS = 32  # fewer from one poll: more would cost less each
 STOCKED_EVENTS = 64  # in work, and half of what may be: the next ones would wait for long
 DRAIN_SECONDS = 0.01  # of a poll of who stops, and looks each time whether its work is done
 BREATH_SECONDS = 0.03  # between polls that bring few, when busy
-STOCKED_SECONDS = 0.1  # the same where so many are in work
+STOCKED_SECONDS = 0.25  # the same where so many are in work
 STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from worker.errors import EventError
 from worker.index import Index
 from worker.jobs import Job, Pixels
-from worker.lanes import InLine, Lanes, Turns, gather
+from worker.lanes import CROWDED, InLine, Lanes, Turns, gather
 from worker.messages import MessageLimits, parse
 from worker.metrics import Metrics
 from worker.reading import Reader
@@ -37,6 +37,7 @@ from worker.vectors import quantize
 log = logging.getLogger(__name__)
 
 SOON = 8  # pictures embedded before any is handed on, where one alone is nearly as cheap
+STOCK = 32  # pictures behind which the last one waits for longer than `SOON` take to come together
 
 
 class Embeds(Protocol):
@@ -211,10 +212,12 @@ class Pipeline:
                 self._take_source(job)
             with self._metrics.stage("recognise"):
                 self._resolver.recognise([job for job in jobs if self._may_be_known(job)])
-            for job in jobs:
-                self._start_decoding(job)
             self._passed_to_decoders += len(jobs)
-            self._decoded.put(jobs)
+            # Decoders may be busy with as many already: those done are handed on meanwhile.
+            for at in range(0, len(jobs), SOON):
+                for job in jobs[at : at + SOON]:
+                    self._start_decoding(job)
+                self._decoded.put(jobs[at : at + SOON])
 
     def _take_source(self, job: Job) -> None:
         if job.event is not None and job.is_delete:
@@ -272,14 +275,11 @@ class Pipeline:
                 self._embedded.put(jobs)
 
     def _take_decoded(self) -> list[Job]:
-        settings = self._settings
-        wait = settings.batch_wait_seconds
-        if self._embedder.fills:
-            return self._decoded.take(settings.batch_images, wait)
-        # Only eight together are cheaper than each alone: worth a wait when as many are coming,
-        # and while another thread embeds, which fewer had to wait for if there were no second one.
-        patience = wait if self._turns.open else 0.0
-        return self._decoded.take(min(settings.batch_images, SOON), patience, wait)
+        settings, fills = self._settings, self._embedder.fills
+        most = settings.batch_images if fills else min(settings.batch_images, SOON)
+        return self._decoded.take(
+            most, lambda here: embedding_patience(here, settings, fills, self._turns.open)
+        )
 
     def _embed(self, jobs: list[Job]) -> None:
         pixels: list[Pixels] = []
@@ -318,3 +318,19 @@ class Pipeline:
                 if job.event is not None and job.is_delete:
                     self._deletes.leave(job.event.namespace)
             self.outcomes.put(jobs)
+
+
+def embedding_patience(
+    waiting: int, settings: PipelineSettings, fills: bool, embedding: bool
+) -> float:
+    """Seconds to wait for a full batch where so many images are decoded, or about to be.
+
+    `fills`: whatever a batch holds, it costs as much as a full one. `embedding`: so does another
+    thread meanwhile.
+    """
+    wait = settings.batch_wait_seconds
+    if waiting >= (settings.batch_images if fills else STOCK):
+        return wait * CROWDED
+    # Only eight together are cheaper than each alone: worth a wait when as many are coming, and
+    # while another thread embeds, which fewer had to wait for if there were no second one.
+    return wait if fills or waiting >= SOON or embedding else 0.0

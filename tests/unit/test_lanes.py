@@ -8,7 +8,7 @@ from threading import Event, Thread
 
 import pytest
 
-from worker.lanes import GATHERED, InLine, Lanes, Turns, gather, take_all
+from worker.lanes import CROWDED, InLine, Lanes, Turns, gather, take_all
 from worker.offsets import Partition
 
 
@@ -24,7 +24,16 @@ def lanes() -> Lanes[Item]:
 
 
 P, Q = ("t", 0), ("t", 1)
-LONG = 60.0  # patience no test waits for
+
+
+def long(here: int) -> float:
+    """Patience no test waits for."""
+    return 60.0
+
+
+def short(here: int) -> float:
+    """Patience that soon ends."""
+    return 0.01
 
 
 def test_a_slow_head_holds_back_its_own_partition_only() -> None:
@@ -40,7 +49,7 @@ def test_a_slow_head_holds_back_its_own_partition_only() -> None:
 def test_a_lone_item_does_not_wait_for_company() -> None:
     queue = lanes()
     queue.put([Item(P, 1)])
-    assert len(queue.take(64, patience=LONG)) == 1
+    assert len(queue.take(64, long)) == 1
 
 
 def test_with_more_on_the_way_it_waits_for_them() -> None:
@@ -48,7 +57,7 @@ def test_with_more_on_the_way_it_waits_for_them() -> None:
     late = Item(Q, 2, ready=False)
     queue.put([Item(P, 1), late])
     with ThreadPoolExecutor(1) as pool:
-        taking = pool.submit(queue.take, 64, LONG)
+        taking = pool.submit(queue.take, 64, long)
         late.ready = True
         queue.wake()
         assert sorted(i.number for i in taking.result(10)) == [1, 2]
@@ -57,7 +66,7 @@ def test_with_more_on_the_way_it_waits_for_them() -> None:
 def test_patience_ends() -> None:
     queue = lanes()
     queue.put([Item(P, 1), Item(Q, 2, ready=False)])
-    assert [i.number for i in queue.take(64, patience=0.01)] == [1]
+    assert [i.number for i in queue.take(64, short)] == [1]
 
 
 def test_a_busy_partition_does_not_starve_the_others() -> None:
@@ -93,30 +102,18 @@ def clock(monkeypatch: pytest.MonkeyPatch, *times: float) -> Iterator[float]:
     return left
 
 
-def test_patience_is_longer_where_a_whole_batch_is_on_its_way(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for others, unread in ((1, [1.0]), (3, [])):
-        queue = lanes()
-        queue.put([Item(P, 0), *(Item(Q, n, ready=False) for n in range(others))])
-        left = clock(monkeypatch, 0.0, 0.02, 1.0)  # past the patience, past every patience
-        assert len(queue.take(4, patience=0.01)) == 1
-        assert list(left) == unread
+def test_patience_depends_on_how_many_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those taken already are counted, and those that are not ready."""
+    queue, told = lanes(), []
+    queue.put([Item(P, 0), *(Item(Q, n, ready=False) for n in range(3))])
 
+    def patience(here: int) -> float:
+        told.append(here)
+        return 0.01
 
-def test_patience_may_be_for_a_whole_batch_alone() -> None:
-    for others, taken in ((2, 1), (3, 4)):
-        queue = lanes()
-        late = [Item(Q, n, ready=False) for n in range(others)]
-        queue.put([Item(P, 0), *late])
-        with ThreadPoolExecutor(1) as pool:
-            taking = pool.submit(queue.take, 4, 0.0, LONG)
-            if taken == 1:  # it waits for nobody
-                assert len(taking.result(10)) == 1
-            for item in late:
-                item.ready = True
-                queue.wake()
-            assert len(taking.result(10)) == taken
+    left = clock(monkeypatch, 0.0, 0.02)
+    assert len(queue.take(4, patience)) == 1
+    assert (told, list(left)) == ([4], [])
 
 
 def test_whoever_is_behind_takes_all_that_is_queued() -> None:
@@ -187,7 +184,7 @@ class Asked(Queue[list[Item]]):
 def test_gathering_is_more_patient_where_a_whole_batch_is_on_its_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for others, waited in ((2, 0.01), (3, 0.01 * GATHERED)):
+    for others, waited in ((2, 0.01), (3, 0.01 * CROWDED)):
         queue = Asked()
         queue.timeouts = []
         queue.put([Item(P, 0)])
