@@ -17,6 +17,7 @@ Job = TypeVar("Job")
 Taken = TypeVar("Taken")
 
 CROWDED = 25  # times the patience, where so much is on its way that what comes last waits anyway
+LULL = 10  # times it: if nothing has come for so long, what is on its way is held up by something
 
 
 def take_all(queue: "Queue[list[Job]]", timeout: float | None = None) -> list[Job]:
@@ -38,16 +39,17 @@ def gather(
 
     `coming` says how many those are: a lone job never waits. An empty batch ends the waiting, and
     where `enough` are together nobody waits for more. Where `most` are on their way, those last
-    wait anyway: then it is `most` that are gathered, for up to `CROWDED` times as long.
+    wait anyway: then it is `most` that are gathered, for up to `CROWDED` times as long, as long as
+    there is no lull.
     """
     jobs, started = take_all(queue), monotonic()
     while 0 < len(jobs) < most and (others := coming()):
         crowded = len(jobs) + others >= most
         if len(jobs) >= enough and not crowded:
             break
-        limit = patience * CROWDED if crowded else patience
+        limit = started + patience * (CROWDED if crowded else 1) - monotonic()
         try:
-            more = take_all(queue, max(0.0, started + limit - monotonic()))
+            more = take_all(queue, max(0.0, min(limit, patience * LULL)))
         except Empty:
             break
         if not more:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from worker.errors import EventError
 from worker.index import Index
 from worker.jobs import Job, Pixels
-from worker.lanes import CROWDED, InLine, Lanes, Turns, gather
+from worker.lanes import LULL, InLine, Lanes, Turns, gather
 from worker.messages import MessageLimits, parse
 from worker.metrics import Metrics
 from worker.reading import Reader
@@ -330,7 +330,7 @@ def embedding_patience(
     """
     wait = settings.batch_wait_seconds
     if waiting >= (settings.batch_images if fills else STOCK):
-        return wait * CROWDED
+        return wait * LULL
     # Only eight together are cheaper than each alone: worth a wait when as many are coming, and
     # while another thread embeds, which fewer had to wait for if there were no second one.
     return wait if fills or waiting >= SOON or embedding else 0.0

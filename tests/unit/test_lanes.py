@@ -8,7 +8,7 @@ from threading import Event, Thread
 
 import pytest
 
-from worker.lanes import CROWDED, InLine, Lanes, Turns, gather, take_all
+from worker.lanes import CROWDED, LULL, InLine, Lanes, Turns, gather, take_all
 from worker.offsets import Partition
 
 
@@ -184,13 +184,29 @@ class Asked(Queue[list[Item]]):
 def test_gathering_is_more_patient_where_a_whole_batch_is_on_its_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for others, waited in ((2, 0.01), (3, 0.01 * CROWDED)):
+    for others, waited in ((2, 0.01), (3, 0.01 * LULL)):
         queue = Asked()
         queue.timeouts = []
         queue.put([Item(P, 0)])
         clock(monkeypatch, 0.0, 0.0)
         gather(queue, 2, 4, 0.01, lambda others=others: others)  # type: ignore[misc]
         assert queue.timeouts == [waited]
+
+
+def test_that_patience_has_an_end_however_many_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Asked()
+    queue.timeouts = []
+    queue.put([Item(P, 0)])
+    spent = 0.01 * (CROWDED - 2)
+    clock(monkeypatch, 0.0, 0.0, spent)
+
+    def coming() -> int:
+        if not queue.timeouts:
+            queue.put([Item(P, 1)])
+        return 9
+
+    assert len(gather(queue, 2, 9, 0.01, coming)) == 2
+    assert queue.timeouts == pytest.approx([0.01 * LULL, 0.01 * CROWDED - spent])
 
 
 def test_what_is_taken_in_turn_is_handed_on_in_turn() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.lanes import CROWDED
+from worker.lanes import LULL
 from worker.pipeline import SOON, STOCK, PipelineSettings, embedding_patience
 
 SETTINGS = PipelineSettings(threshold=0.5, batch_images=64, batch_wait_seconds=0.02)
@@ -15,10 +15,10 @@ SETTINGS = PipelineSettings(threshold=0.5, batch_images=64, batch_wait_seconds=0
         (SOON - 1, False, True, 1),
         (SOON, False, False, 1),
         (STOCK - 1, False, True, 1),
-        (STOCK, False, False, CROWDED),
+        (STOCK, False, False, LULL),
         (1, True, False, 1),
         (63, True, True, 1),
-        (64, True, False, CROWDED),
+        (64, True, False, LULL),
     ],
 )
 def test_more_are_waited_for_where_it_pays(
