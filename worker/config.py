@@ -84,7 +84,7 @@ class Settings(KafkaSettings, RedisSettings):
         0.02,
         ge=0,
         le=1,
-        description="wait for a fuller batch while more is coming; 25 times that where much is",
+        description="wait for a fuller batch while more comes; up to 25 times that where much does",
     )
 
     # Events

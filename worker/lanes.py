@@ -17,7 +17,7 @@ Job = TypeVar("Job")
 Taken = TypeVar("Taken")
 
 CROWDED = 25  # times the patience, where so much is on its way that what comes last waits anyway
-LULL = 10  # times it: if nothing has come for so long, what is on its way is held up by something
+LULL = 10  # times it: what has not come after so long is held up by something
 
 
 def take_all(queue: "Queue[list[Job]]", timeout: float | None = None) -> list[Job]:
@@ -86,29 +86,29 @@ class Lanes(Generic[Job]):
             self._closed = True
             self._changed.notify_all()
 
-    def take(self, most: int, patience: Callable[[int], float] = lambda here: 0.0) -> list[Job]:
+    def take(self, most: int, patience: Callable[[int], float] = lambda coming: 0.0) -> list[Job]:
         """Wait for ready heads; return up to `most` of them, or [] once closed and empty.
 
         With at least one ready, wait for more, but only while other jobs are here and on their
-        way: a lone job never waits. `patience` says for how many seconds from the first one on,
-        where so many jobs are here.
+        way: a lone job never waits. `patience` says for how many seconds, where so many jobs are
+        taken or not ready yet; those that are ready behind one that is not may wait for long.
         """
         with self._changed:
             taken: list[Job] = []
-            started: float | None = None
+            until: float | None = None
             while True:
                 self._collect(taken, most)
                 if self._closed or len(taken) == most or (taken and not self._lanes):
                     return taken
-                if taken and started is None:
-                    started = monotonic()
-                remaining = None
-                if started is not None:
-                    here = len(taken) + sum(map(len, self._lanes.values()))
-                    remaining = started + patience(here) - monotonic()
-                    if remaining <= 0:
-                        return taken
+                if taken and until is None:
+                    until = monotonic() + patience(len(taken) + self._unready())
+                remaining = None if until is None else until - monotonic()
+                if remaining is not None and remaining <= 0:
+                    return taken
                 self._changed.wait(remaining)
+
+    def _unready(self) -> int:
+        return sum(not self._ready(job) for lane in self._lanes.values() for job in lane)
 
     def _collect(self, taken: list[Job], most: int) -> None:
         for partition in list(self._lanes):

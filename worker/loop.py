@@ -29,7 +29,7 @@ FEW_EVENTS = 32  # fewer from one poll: more would cost less each
 STOCKED_EVENTS = 64  # in work, and half of what may be: the next ones would wait for long
 DRAIN_SECONDS = 0.01  # of a poll of who stops, and looks each time whether its work is done
 BREATH_SECONDS = 0.03  # between polls that bring few, when busy
-STOCKED_SECONDS = 0.25  # the same where so many are in work
+BREATHS = 8  # of such pauses, where so many are in work, until they are half as many
 STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
 
 
@@ -123,11 +123,12 @@ class Loop:
         A poll and each stage after it cost nearly the same, however few events it brings.
         """
         unfinished = self._assignment.unfinished()
-        if unfinished < BUSY_EVENTS or self._paused:
+        if unfinished < BUSY_EVENTS or polled >= FEW_EVENTS or self._paused:
             return
-        stocked = unfinished >= max(STOCKED_EVENTS, self._settings.in_flight_events // 2)
-        if polled < FEW_EVENTS:
-            self._stop.wait(STOCKED_SECONDS if stocked else BREATH_SECONDS)
+        stock = max(STOCKED_EVENTS, self._settings.in_flight_events // 2)
+        for _ in range(BREATHS if unfinished >= stock else 1):
+            if self._stop.wait(BREATH_SECONDS) or self._assignment.unfinished() < stock // 2:
+                return
 
     def _poll(self, seconds: float, most: int) -> list[Record]:
         try:

@@ -278,7 +278,7 @@ class Pipeline:
         settings, fills = self._settings, self._embedder.fills
         most = settings.batch_images if fills else min(settings.batch_images, SOON)
         return self._decoded.take(
-            most, lambda here: embedding_patience(here, settings, fills, self._turns.open)
+            most, lambda coming: embedding_patience(coming, settings, fills, self._turns.open)
         )
 
     def _embed(self, jobs: list[Job]) -> None:
@@ -321,16 +321,16 @@ class Pipeline:
 
 
 def embedding_patience(
-    waiting: int, settings: PipelineSettings, fills: bool, embedding: bool
+    coming: int, settings: PipelineSettings, fills: bool, embedding: bool
 ) -> float:
-    """Seconds to wait for a full batch where so many images are decoded, or about to be.
+    """Seconds to wait for a full batch where so many images are there or still to be decoded.
 
     `fills`: whatever a batch holds, it costs as much as a full one. `embedding`: so does another
     thread meanwhile.
     """
     wait = settings.batch_wait_seconds
-    if waiting >= (settings.batch_images if fills else STOCK):
+    if coming >= (settings.batch_images if fills else STOCK):
         return wait * LULL
     # Only eight together are cheaper than each alone: worth a wait when as many are coming, and
     # while another thread embeds, which fewer had to wait for if there were no second one.
-    return wait if fills or waiting >= SOON or embedding else 0.0
+    return wait if fills or coming >= SOON or embedding else 0.0

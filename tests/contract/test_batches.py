@@ -91,6 +91,9 @@ def test_who_stored_an_image_knows_its_name(bench: Bench, monkeypatch: MonkeyPat
     assert earliest_ids(other.place(checks)) == [f"p-{at}" for at in range(40)]
     assert len(vars(other)["_names"]) == 30
     assert store.calls.count("names") == 2
+    monkeypatch.setattr(names, "CHARACTERS", 20)
+    assert earliest_ids(mine.place(checks)) == [f"p-{at}" for at in range(40)]
+    assert len(vars(mine)["_names"]) <= 6
 
 
 def test_a_batch_over_the_hard_limit_waits_for_its_splits(bench: Bench) -> None:

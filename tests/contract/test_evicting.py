@@ -1,11 +1,13 @@
 """A Redis that may remove keys where it is full: it is told of, and so is what is missing then."""
 
+import numpy as np
 import pytest
 
 from deploy.local import LocalRedis
-from tests.contract.harness import Bench, near, vectors
+from tests.contract.harness import Bench, near, place_all, vectors
 from worker.errors import InfrastructureError
-from worker.index.keys import RECORD
+from worker.index.cache import LAYOUT
+from worker.index.keys import CLUSTER, RECORD, State
 
 
 def test_a_server_that_may_evict_is_warned_of_once(
@@ -62,3 +64,30 @@ def test_records_that_are_missing_say_that_the_index_is_damaged(bench: Bench, lo
     for index in (warm, bench.index()):
         with pytest.raises(InfrastructureError, match=DAMAGED):
             index.place([bench.arrival(f"c-{lost}", rows[70], store=False)])
+
+
+@pytest.mark.parametrize("retire", [0, 1])
+def test_records_of_an_image_that_is_missing_are_not_moved(bench: Bench, retire: int) -> None:
+    """Nor any other of the plan: everything is read before anything is written."""
+    place_all(bench.index(cluster_limit=32), bench.arrivals("p", vectors(100)))
+    store, keys = bench.store(), bench.keys()
+    states = store.command("HGETALL", keys.clusters)
+    source, target = sorted(states, key=lambda name: -State.unpack(states[name]).live)[:2]
+    state, cluster = State.unpack(states[source]), CLUSTER.unpack(source)[0]
+    store.command("SET", keys.lock(cluster), "token")
+    records = np.frombuffer(store.command("GET", keys.chunk(cluster, 0)), LAYOUT)
+    key, first = keys.record(int(records["sequence"].max()))
+    store.command("HDEL", key, first)
+    before = contents(bench)
+    outputs, plan = target + bytes(128), b"\x01" * state.length
+    arguments = (source, state.epoch, "token", retire, outputs, plan, 256, 1024, 64)
+    with pytest.raises(InfrastructureError, match="an image that is missing; see `python -m"):
+        store.script("rehome", keys, *arguments)
+    assert contents(bench) == before
+
+
+def contents(bench: Bench) -> dict[str, bytes]:
+    """Everything the namespace keeps."""
+    store = bench.store()
+    names = sorted(key.decode() for page in store.pages(bench.keys().prefix) for key in page)
+    return dict(zip(names, store.commands([("DUMP", name) for name in names]), strict=True))

@@ -17,7 +17,7 @@ from worker.config import Settings
 from worker.index import Arrival, IndexSettings, kernel
 from worker.index.asking import PROBED, Asked, runs
 from worker.index.cache import LAYOUT, Cache, Prefix
-from worker.index.centroids import ROWS, Columns, Table
+from worker.index.centroids import ROWS, Columns, Route, Table
 from worker.index.comparing import Query, compare
 from worker.index.index import LONGEST_PAUSE, PATIENCE, pause_before
 from worker.index.keys import CLUSTER, LOAD, NEVER_READ, STATE, Keys, encode
@@ -254,6 +254,25 @@ def test_routing_multiplies_so_many_rows_at_once(
     assert table.route(rows, 8, 0.2, 4) == one_by_one
     assert taken == [ROWS] * (300 // ROWS) + [300 % ROWS]
     assert table.route(rows[:0], 8, 0.2, 4) == []
+
+
+@pytest.mark.parametrize("probes", [0, 1, 3, 8])
+@pytest.mark.parametrize("clusters", [1, 3, 40])
+def test_routes_are_those_of_a_plain_search(probes: int, clusters: int) -> None:
+    """Few centroids, many of them equal: near ones first, the older of two equals before."""
+    rng = np.random.default_rng(clusters)
+    centroids = rng.integers(-2, 3, (clusters, 128), np.int8)
+    centroids[clusters // 2 :] = centroids[: clusters - clusters // 2]
+    table, rows, margin, least = Table(Store(Redis()), Keys("n", "g")), vectors(20), 0.02, 2
+    columns = {CLUSTER.pack(at + 1): row.tobytes() for at, row in enumerate(centroids)}
+    vars(table)["_columns"] = Columns(1, columns)
+    for row, route in zip(rows, table.route(rows, probes, margin, least), strict=True):
+        near = similarity(row[None], centroids)[0]
+        order = sorted(range(clusters), key=lambda at: (-round(near[at], 6), at))
+        within = sum(near[at] >= near[order[0]] - margin for at in order) if probes else clusters
+        wanted = max(within, min(least, clusters))
+        taken = min(wanted, probes) if probes else wanted
+        assert route == Route(tuple(at + 1 for at in order[:taken]), bool(taken < within))
 
 
 def _asked(image_id: str, content: str = "", probes: Sequence[int] = (1,)) -> Asked:

@@ -1,15 +1,17 @@
 """How long the embedder waits for company."""
 
+from functools import partial
+
 import pytest
 
-from worker.lanes import LULL
+from worker.lanes import LULL, Lanes
 from worker.pipeline import SOON, STOCK, PipelineSettings, embedding_patience
 
 SETTINGS = PipelineSettings(threshold=0.5, batch_images=64, batch_wait_seconds=0.02)
 
 
 @pytest.mark.parametrize(
-    ("waiting", "fills", "embedding", "times"),
+    ("coming", "fills", "embedding", "times"),
     [
         (SOON - 1, False, False, 0),  # alone each is as cheap
         (SOON - 1, False, True, 1),
@@ -22,6 +24,22 @@ SETTINGS = PipelineSettings(threshold=0.5, batch_images=64, batch_wait_seconds=0
     ],
 )
 def test_more_are_waited_for_where_it_pays(
-    waiting: int, fills: bool, embedding: bool, times: int
+    coming: int, fills: bool, embedding: bool, times: int
 ) -> None:
-    assert embedding_patience(waiting, SETTINGS, fills, embedding) == 0.02 * times
+    assert embedding_patience(coming, SETTINGS, fills, embedding) == 0.02 * times
+
+
+def test_what_is_held_up_is_not_waited_for() -> None:
+    """Of 40 pictures behind one that takes long, those done are none that will soon come."""
+    patience = partial(embedding_patience, settings=SETTINGS, fills=False, embedding=False)
+    for done, seconds in ((True, 0.0), (False, 0.02 * LULL)):
+        told: list[float] = []
+
+        def tell(coming: int, told: list[float] = told) -> float:
+            told.append(patience(coming))
+            return 0.0
+
+        queue: Lanes[tuple[int, bool]] = Lanes(lambda job: ("t", job[0]), lambda job: job[1])
+        queue.put([(0, False), *[(0, done)] * 40, (1, True)])
+        assert queue.take(SOON, tell) == [(1, True)]
+        assert told == [seconds]

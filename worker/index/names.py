@@ -11,7 +11,9 @@ from worker.index.space import Space
 from worker.index.store import PIPELINE, Store
 
 NAMES = 32_768
-"""Image ids kept in memory, of all namespaces: some 8 MB."""
+"""Image ids kept in memory, of all namespaces: some 8 MB where they are short."""
+CHARACTERS = 1 << 22
+"""Characters they have together at most."""
 
 
 class Names:
@@ -20,25 +22,31 @@ class Names:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: OrderedDict[tuple[str, int], str] = OrderedDict()
+        self._characters = 0
 
     def __len__(self) -> int:
         return len(self._known)
 
     def learn(self, space: Space, names: Mapping[int, str]) -> None:
-        """Remember names; those learned first are forgotten first."""
+        """Remember names; those longest unused are forgotten."""
         origin = space.keys.origin
         for sequence, name in names.items():
-            self._known[origin, sequence] = name
-        while len(self._known) > NAMES:
-            self._known.popitem(last=False)
+            if (origin, sequence) not in self._known:
+                self._known[origin, sequence] = name
+                self._characters += len(name)
+        while len(self._known) > NAMES or self._characters > CHARACTERS:
+            self._characters -= len(self._known.popitem(last=False)[1])
 
     def of(self, space: Space, wanted: set[int]) -> dict[int, str] | None:
         """Return the names of sequences, without those that are nobody's.
 
         None when the space does not hold any more.
         """
-        origin = space.keys.origin
-        named = {each: name for each in wanted if (name := self._known.get((origin, each)))}
+        origin, named = space.keys.origin, dict[int, str]()
+        for sequence in wanted:
+            if (name := self._known.get((origin, sequence))) is not None:
+                named[sequence] = name
+                self._known.move_to_end((origin, sequence))
         unknown = sorted(wanted - named.keys())
         parts = [unknown[at : at + PIPELINE] for at in range(0, len(unknown), PIPELINE)]
         replies = self._store.scripts("names", [(space.keys, part) for part in parts])

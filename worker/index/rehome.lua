@@ -94,6 +94,28 @@ for _, output in ipairs(outputs) do
   end
 end
 
+-- Images that will be told where their records are, those of one bucket in one go.
+local buckets, by_key = {}, {}
+for _, moved in ipairs(leaving) do
+  local key = record_key(moved.sequence)
+  local bucket = by_key[key]
+  if not bucket then
+    bucket = {key = key, fields = {}, outputs = {}}
+    by_key[key], buckets[#buckets + 1] = bucket, bucket
+  end
+  bucket.fields[#bucket.fields + 1] = field(moved.sequence, 0)
+  bucket.outputs[#bucket.outputs + 1] = moved.output
+end
+for _, bucket in ipairs(buckets) do
+  bucket.images = redis.call('HMGET', bucket.key, unpack(bucket.fields))
+  for _, image in ipairs(bucket.images) do
+    if not image then
+      error('the index is damaged: cluster ' .. number(struct.unpack('>I4', cluster)) ..
+        ' holds the record of an image that is missing; see `python -m worker fsck`', 0)
+    end
+  end
+end
+
 -- From here on it only writes.
 local outcome, added = {'done'}, {}
 for _, output in ipairs(outputs) do
@@ -105,26 +127,20 @@ for _, output in ipairs(outputs) do
   end
   output.where = struct.pack('>I2', 0) .. output.id
 end
--- Images in one bucket are told in one go where their records are now.
-local nothing, buckets = string.rep('\0', RECORD), {}
-for _, moved in ipairs(leaving) do
-  local key = record_key(moved.sequence)
-  local bucket = buckets[key] or {fields = {}, outputs = {}}
-  buckets[key] = bucket
-  bucket.fields[#bucket.fields + 1] = field(moved.sequence, 0)
-  bucket.outputs[#bucket.outputs + 1] = moved.output
-  if not retire then
-    redis.call('SETRANGE', chunk_key(cluster, math.floor(moved.index / CHUNK)),
-      moved.index % CHUNK * RECORD, nothing)
-  end
-end
-for key, bucket in pairs(buckets) do
+for _, bucket in ipairs(buckets) do
   local told = {}
-  for at, image in ipairs(redis.call('HMGET', key, unpack(bucket.fields))) do
+  for at, image in ipairs(bucket.images) do
     told[2 * at - 1] = bucket.fields[at]
     told[2 * at] = string.sub(image, 1, WHERE - 1) .. bucket.outputs[at].where
   end
-  redis.call('HSET', key, unpack(told))
+  redis.call('HSET', bucket.key, unpack(told))
+end
+if not retire then
+  local nothing = string.rep('\0', RECORD)
+  for _, moved in ipairs(leaving) do
+    redis.call('SETRANGE', chunk_key(cluster, math.floor(moved.index / CHUNK)),
+      moved.index % CHUNK * RECORD, nothing)
+  end
 end
 for _, output in ipairs(outputs) do
   append(output.id, output.state, table.concat(output.records))
