@@ -12,6 +12,7 @@ of this machine with whatever else ran; the caches are warm; distractors are dra
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import shutil
@@ -259,7 +260,9 @@ def main(argv: Sequence[str]) -> int:
     """Measure every size and print the table."""
     parser = _parser()
     options = parser.parse_args(argv)
-    keep_freed()  # as a worker does
+    keep_freed()  # as a worker does, and so the next two lines
+    gc.collect()
+    gc.freeze()
     real = real_vectors(options.photos or [], options.edits, Path(".cache/bench-index"))
     if odd := unreachable(options.sizes, len(real.photos)):
         parser.error(f"--sizes: {odd}")
