@@ -35,6 +35,7 @@ def test_a_join_is_finished_that_outlasts_the_poll_that_began_it(member: Member)
         return member.holds_everything() and member.consumer.membership().generation_id > generation
 
     until(joined_anew, SECONDS, "joined anew")
+    assert member.consumer.joined()
 
 
 def test_who_is_expelled_while_joining_gives_up_what_it_held(member: Member) -> None:

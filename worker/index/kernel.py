@@ -1,4 +1,4 @@
-"""Matrix products on one thread, of whole numbers, never inexact, and of floats; and their places.
+"""Matrix products on one thread, of whole numbers, never inexact, and of floats; masks of them.
 
 Owns the choice between torch's int8 kernel and numpy's float32, whatever is multiplied.
 """
@@ -73,5 +73,5 @@ def places_in(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], npt.ND
 
     As `mask.nonzero()` does, which takes fifteen times as long where few are true.
     """
-    rows, columns = np.divmod(np.flatnonzero(mask), max(mask.shape[1], 1))
+    rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
     return rows, columns
