@@ -189,7 +189,7 @@ class Settings(KafkaSettings, RedisSettings):
         4096, ge=8, le=65_536, description="the same while there are 4 clusters at most"
     )
     probes: int = Field(
-        128, ge=0, le=65_536, description="most clusters looked into for an image; 0: all"
+        64, ge=0, le=65_536, description="most clusters looked into for an image; 0: all"
     )
     probe_margin: float = Field(
         0.18,

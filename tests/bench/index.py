@@ -4,8 +4,8 @@
 
 One Redis is grown from size to size through the index's own calls, images arriving in batches,
 clusters splitting as in service; at each size it is measured in batches of 64. Beside it, in one
-process: numpy brute force and faiss IVF-Flat with as many lists as the index has clusters (at most
-four times the root of what is stored) and as many probes as it takes to the same recall. Everything
+process: numpy brute force and faiss IVF-Flat with four times the root of what is stored as lists,
+the least its authors advise, and as many probes as it takes to the same recall. Everything
 on one thread each, but for faiss' training. Caveats: times are those
 of this machine with whatever else ran; the caches are warm; distractors are drawn, not photographed
 (see index_data).
@@ -150,8 +150,7 @@ def measure(rig: Rig, real: Real, distractors: Distractors) -> Measured:
     recall = float(np.mean(at_original))
     sizes = rig.cluster_sizes()
     del index
-    count = min(len(sizes), round(4 * len(rig.stored) ** 0.5))
-    lists = faiss_lists(rig.stored, queries, real, reaching, recall=recall, lists=count)
+    lists = faiss_lists(rig.stored, queries, real, reaching, recall=recall)
     compared = float(np.mean([answer.vectors_compared for answer in found]))
     return Measured(
         stored=len(rig.stored),

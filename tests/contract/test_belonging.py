@@ -39,18 +39,18 @@ def test_records_come_to_lie_where_they_belong(bench: Bench) -> None:
 
 def test_clusters_begin_large_and_become_smaller(bench: Bench) -> None:
     """And not all at once; one that nothing comes to is split when something does."""
-    index = bench.index(cluster_limit=16, first_cluster_limit=256, probes=8)
-    settings = replace(bench.settings, cluster_limit=16, first_cluster_limit=256)
+    index = bench.index(cluster_limit=16, first_cluster_limit=64, probes=8)
+    settings = replace(bench.settings, cluster_limit=16, first_cluster_limit=64)
     rows, numbers = vectors(3500), []
-    for first in range(0, len(rows), 250):
-        place_all(index, bench.arrivals(f"p{first}", rows[first : first + 250]))
+    for first in range(0, len(rows), 50):
+        place_all(index, bench.arrivals(f"p{first}", rows[first : first + 50]))
         states = bench.store().command("HVALS", bench.keys().clusters)
         due = settings.limits(len(states)).due
         assert max(State.unpack(state).live for state in states) <= 2 * due
         numbers.append(len(states))
     assert numbers[0] == 1
     assert numbers[-1] >= 250
-    assert np.diff(numbers).max() <= 125
+    assert np.diff(numbers).max() <= 25
     bench.assert_whole()
 
 

@@ -164,6 +164,26 @@ def test_comparing_leaves_out_deleted_later_and_own_records(at_once: int) -> Non
     assert (other.best, nothing.best, nothing.compared) == (None, None, 0)
 
 
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_a_deleted_record_does_not_hide_what_is_unlike(at_once: int) -> None:
+    """Its product is 0, which is more than that of a record that points away."""
+    (row,) = vectors(1)
+    records = np.frombuffer(packed(np.stack([-row, row])), LAYOUT).copy()
+    deleted = records.copy()
+    deleted["sequence"][1], deleted["vector"][1] = 0, 0
+    prefix = Prefix(1)
+    prefix.extend(state(1, 1), 0, deleted[:1].tobytes())
+    prefix.extend(state(1, 2), 1, deleted[1:].tobytes())
+    query = Query(row, [prefix], before=9)
+    for found in compare([query] * at_once, 0.5, 9):
+        assert found.best is not None
+        assert (found.best.sequence, found.best.similarity) == (1, -1.0)
+    prefix.extend(state(2, 2), 0, records.tobytes())
+    for found in compare([query] * at_once, 0.5, 9):
+        assert found.best is not None
+        assert (found.best.sequence, found.best.similarity) == (2, 1.0)
+
+
 def test_two_means_separates_two_heaps() -> None:
     heaps = vectors(2)
     rows = directions_of(near(np.repeat(heaps, [30, 50], axis=0), noise=0.3))
@@ -218,9 +238,9 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
     [
         (0, 4096, 8192),
         (4, 4096, 8192),
-        (16, 1448, 2896),
-        (64, 512, 1024),
-        (161, 256, 1024),
+        (16, 2352, 4704),
+        (100, 1130, 2260),
+        (4096, 256, 1024),
         (50_000, 256, 1024),
     ],
 )

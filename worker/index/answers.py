@@ -23,7 +23,7 @@ UNPLANNED = 64
 """At most so many, however large clusters may be: for each it computes two products."""
 FEW_CLUSTERS = 4
 """Up to so many, clusters may be as large as `first_cluster_limit`."""
-FALLING = 0.75
+FALLING = 0.4
 """The power of their number with which the limit falls from there on."""
 Outcome = Literal["placed", "exact", "seen", "conflict"]
 
@@ -54,7 +54,7 @@ class IndexSettings:
     """Records in a cluster from which it is due for a split, where there are many clusters."""
     first_cluster_limit: int = 4096
     """The same where there are few; up to `cluster_limit` it has no effect. See `limits`."""
-    probes: int = 128
+    probes: int = 64
     """Clusters looked into for one image at most; 0 means all of them."""
     probe_margin: float = 0.18
     """A cluster whose centroid is less similar than the nearest one's by more is left out."""
@@ -95,8 +95,8 @@ class IndexSettings:
         """What applies in a namespace of so many clusters.
 
         To compare a few thousand vectors takes less than to divide them, and each split has others
-        ask again. So clusters may be large at first: 4,096 up to 4 clusters, 1,448 at 16, 512 at
-        64, 256 from 161 on. The limit falls less steeply than their number grows, so they do not
+        ask again. So clusters may be large at first: 4,096 up to 4 clusters, 2,352 at 16, 1,131 at
+        100, 256 from 4,096 on. The limit falls less steeply than their number grows, so they do not
         become due all at once.
         """
         falling = self.first_cluster_limit * (FEW_CLUSTERS / max(clusters, FEW_CLUSTERS)) ** FALLING

@@ -62,9 +62,13 @@ local function read_states()
   for first = 1, #names, FIELDS do
     local part = {unpack(names, first, math.min(first + FIELDS - 1, #names))}
     for at, state in ipairs(redis.call('HMGET', clusters, unpack(part))) do
-      states[first + at - 1] = state
-      all_wanted = all_wanted and state
-      if state then lacking = lacking + select(2, tail(first + at - 1, state)) end
+      local place = first + at - 1
+      states[place] = state
+      if not state then
+        all_wanted = false
+      elseif state ~= held[place] then
+        lacking = lacking + select(2, tail(place, state))
+      end
     end
   end
   all_wanted = all_wanted and lacking <= budget

@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from worker.errors import InfrastructureError
 from worker.index.keys import CLUSTER, NEVER_READ, RECORD, State
-from worker.vectors import DIMENSIONS, Vectors, squared_norms
+from worker.vectors import DIMENSIONS, Vectors
 
 LAYOUT = np.dtype([("sequence", "<u8"), ("vector", "i1", (DIMENSIONS,))])
 ROW_BYTES = 8 + DIMENSIONS + 4
+NONE: npt.NDArray[np.intp] = np.zeros(0, np.intp)
 
 
 class Prefix:
@@ -27,7 +28,9 @@ class Prefix:
         "_sequences",
         "_vectors",
         "cluster",
+        "dead",
         "inverse_lengths",
+        "latest",
         "length",
         "sequences",
         "state",
@@ -39,11 +42,16 @@ class Prefix:
     vectors: Vectors
     """Vector of each record (n, 128)."""
     inverse_lengths: npt.NDArray[np.float32]
-    """One over the length of each vector (n,); 0 for a deleted one."""
+    """One over the length of each vector (n,), and 1 for a deleted one."""
+    latest: int
+    """No sequence is later than this one."""
+    dead: npt.NDArray[np.intp]
+    """Places of the deleted records."""
 
     def __init__(self, cluster: int) -> None:
         self.cluster = CLUSTER.pack(cluster)
         self.state = NEVER_READ
+        self.latest, self.dead = 0, NONE
         self._sequences: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._vectors: Vectors = np.zeros((0, DIMENSIONS), np.int8)
         self._inverse: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -83,6 +91,7 @@ class Prefix:
                 "missing; see `python -m worker fsck`"
             )
         if state[:4] != self.epoch:
+            self.latest, self.dead = 0, NONE
             self._show(0)
         if first > self.length:
             raise ValueError(f"records from {first} do not join a prefix of {self.length}")
@@ -96,8 +105,12 @@ class Prefix:
         fresh = slice(self.length, self.length + len(records))
         self._sequences[fresh] = records["sequence"]
         self._vectors[fresh] = records["vector"]
-        norms = squared_norms(self._vectors[fresh])
-        self._inverse[fresh] = np.where(norms > 0, 1.0 / np.sqrt(np.maximum(norms, 1)), 0.0)
+        wide = records["vector"].astype(np.float32)
+        self._inverse[fresh] = 1 / np.sqrt(np.maximum(np.einsum("ij,ij->i", wide, wide), 1))
+        self.latest = max(self.latest, int(records["sequence"].max()))
+        if not records["sequence"].all():
+            dead = self.length + np.flatnonzero(records["sequence"] == 0)
+            self.dead = np.concatenate([self.dead, dead])
         self._show(self.length + len(records))
 
     def _make_room(self, length: int) -> None:

@@ -95,13 +95,17 @@ class Placing:
             Asked(arrival, route.clusters) for arrival, route in zip(arrivals, routes, strict=True)
         ]
         parts = list(runs(asked, self._settings.script_arrivals))
-        held = {cluster: prefix.state for cluster, prefix in prefixes.items()}
         told = ask(self._store, space, self._settings, parts, prefixes)
-        for cluster, state, first, records in each_tail(told[-1].tails):
-            self.cache.extend(prefixes[CLUSTER.unpack(cluster)[0]], state, first, records)
         # The last script may have brought a newer epoch than one before it saw, in which a record
         # has moved; or nothing, of a cluster whose records were too many.
-        newer = {name for name, prefix in prefixes.items() if not prefix.covers(held[name])}
+        newer = set[int]()
+        for packed, state, first, records in each_tail(told[-1].tails):
+            cluster = CLUSTER.unpack(packed)[0]
+            prefix = prefixes[cluster]
+            held = prefix.state
+            self.cache.extend(prefix, state, first, records)
+            if not prefix.covers(held):
+                newer.add(cluster)
         lacking: list[set[int]] = []
         for part, each in zip(parts, told, strict=True):
             saw = {CLUSTER.unpack(name)[0]: state for name, state, _, _ in each_tail(each.tails)}
