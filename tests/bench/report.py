@@ -33,6 +33,7 @@ def summary(results: Results) -> dict[str, float]:
     assert new and exact
     steady, by_uri = (_steady(each, new) for each in results.latencies.values())
     ideal, fp32, pdq = (results.rivals[name] for name in ("ideal", "fp32", "pdq"))
+    least = min(results.scaling, default=0)
     return {
         "images_per_second": new.images_per_second,
         "ideal_images_per_second": ideal.images_per_second,
@@ -46,6 +47,12 @@ def summary(results: Results) -> dict[str, float]:
         "p50_seconds_by_uri": by_uri.p50_seconds,
         "p99_seconds_by_uri": by_uri.p99_seconds,
         "rss_bytes": float(new.rss_bytes),
+        **{
+            f"cpu_ratio_{count}_workers_to_{least}": each.worker_cpu
+            / results.scaling[least].worker_cpu
+            for count, each in results.scaling.items()
+            if count != least
+        },
     }
 
 
