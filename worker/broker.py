@@ -28,6 +28,7 @@ from worker.membership import Assignor, Membership
 from worker.messages import Omitted, Record
 from worker.offsets import Partition
 from worker.prefetched import Prefetched
+from worker.receiving import receive_in_large_pieces
 from worker.topics import TopicId
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Consumer:
         session_ms = int(settings.session_timeout_seconds * 1000)
         revoke_ms = int(settings.revoke_timeout_seconds * 1000)
         bound(Bounds(settings.max_message_bytes, settings.batch_bytes, settings.max_headers))
+        receive_in_large_pieces()
         self._consumer = connect(
             lambda: KafkaConsumer(
                 **settings.client_options(),

@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "inflating": {"errors", "header_names", "messages"},
     "membership": set(),
     "prefetched": {"messages"},
+    "receiving": set(),
     "broker": {
         "config",
         "errors",
@@ -64,6 +65,7 @@ MAY_IMPORT = {
         "messages",
         "offsets",
         "prefetched",
+        "receiving",
         "topics",
     },
     "topics": set(),

@@ -1,0 +1,63 @@
+"""Reads Kafka's sockets in large pieces.
+
+kafka-python 3.0 asks for 4 KiB at a time: 27 calls for a picture of 100 kB, each of which lets
+Python's lock go and waits for it again. Its selector also looks a socket up by its text wherever it
+waits, which asks the kernel for both addresses. Owns the sockets that do neither; knows nothing of
+what is read.
+"""
+
+import socket
+import ssl
+from typing import Any
+
+from kafka.net import manager
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
+
+AT_ONCE = 256 * 1024
+"""Bytes; of TLS one record comes, 16 KiB."""
+
+
+class _Socket(socket.socket):
+    """A connected socket, taken over from another object."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._text = repr(connected)
+        timeout = connected.gettimeout()
+        family, kind, protocol = connected.family, connected.type, connected.proto
+        super().__init__(family, kind, protocol, fileno=connected.detach())
+        self.settimeout(timeout)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """At least as much as was asked for, where it is there."""
+        return super().recv(max(size, AT_ONCE), flags)
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+class _TlsSocket(ssl.SSLSocket):
+    def recv(self, size: int = AT_ONCE, flags: int = 0) -> bytes:
+        """At least as much as was asked for, where it is there."""
+        return super().recv(max(size, AT_ONCE), flags)
+
+    def __repr__(self) -> str:
+        return f"<TLS socket {self.fileno()}>"
+
+
+class _Tcp(KafkaTCPTransport):  # type: ignore[misc]
+    def __init__(self, net: Any, sock: socket.socket, host: str | None = None) -> None:
+        super().__init__(net, _Socket(sock), host=host)
+
+
+class _Tls(KafkaSSLTransport):  # type: ignore[misc]
+    @staticmethod
+    def _build_ssl_context(config: dict[str, Any]) -> ssl.SSLContext:
+        context: ssl.SSLContext = KafkaSSLTransport._build_ssl_context(config)
+        context.sslsocket_class = _TlsSocket
+        return context
+
+
+def receive_in_large_pieces() -> None:
+    """Let all connections to Kafka that this process makes from now on be read so."""
+    manager.KafkaTCPTransport = _Tcp
+    manager.KafkaSSLTransport = _Tls
