@@ -4,8 +4,8 @@
 
 One Redis is grown from size to size through the index's own calls, images arriving in batches,
 clusters splitting as in service; at each size it is measured in batches of 64. Beside it, in one
-process: numpy brute force and faiss IVF-Flat with four times the root of what is stored as lists,
-the least its authors advise, and as many probes as it takes to the same recall. Everything
+process: numpy brute force and faiss IVF-Flat with four times the root of what is stored as lists
+and as many probes as it takes to the same recall. Everything
 on one thread each, but for faiss' training. Caveats: times are those
 of this machine with whatever else ran; the caches are warm; distractors are drawn, not photographed
 (see index_data).

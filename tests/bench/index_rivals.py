@@ -62,7 +62,8 @@ def faiss_lists(
 ) -> dict[str, Any]:
     """IVF-Flat in process: the fewest probes with the recall wanted, and its median time.
 
-    Lists are four times the root of what is stored (faiss' guidelines to choose an index: 4 to 16).
+    Lists are four times the root of what is stored; faiss' guidelines to choose an index advise 4
+    to 16 times up to a million vectors.
     """
     inverted: Any
     lists = round(4 * len(stored) ** 0.5)

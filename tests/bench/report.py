@@ -90,7 +90,7 @@ def print_results(results: Results) -> None:
             print(f"| {kind} | {at.events_per_second:.0f} | {cells} |")
     print(f"\nverdicts {results.new.verdicts}, RSS {results.new.rss_bytes / MB:.0f} MB\n")
     for name, value in summary(results).items():
-        print(f"{name:24}{value:.4g}")
+        print(f"{name:26}{value:.4g}")
 
 
 def _ms(drained: Drained, stage: str) -> str:

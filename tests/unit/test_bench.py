@@ -31,6 +31,7 @@ SUMMARY = {
     "p50_seconds_by_uri",
     "p99_seconds_by_uri",
     "rss_bytes",
+    "cpu_ratio_2_workers_to_1",
 }
 
 
@@ -46,7 +47,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_whole_trip_is_summed_up(photos: Path, tmp_path: Path) -> None:
     summary, plot = tmp_path / "summary.json", tmp_path / "latency.svg"
-    options = ["--images", "12", "--photos", str(photos), "--seconds", "2", "--workers", "2"]
+    options = ["--images", "12", "--photos", str(photos), "--seconds", "2", "--workers", "1,2"]
     options += ["--embed-mode", "fp32", "--json", str(summary), "--plot", str(plot)]
     assert pipeline.main([*options, "--broker", "tansu"]) == 0
     found = json.loads(summary.read_text())

@@ -95,8 +95,8 @@ class IndexSettings:
         """What applies in a namespace of so many clusters.
 
         To compare a few thousand vectors takes less than to divide them, and each split has others
-        ask again. So clusters may be large at first: 4,096 up to 4 clusters, 2,352 at 16, 1,131 at
-        100, 256 from 4,096 on. The limit falls less steeply than their number grows, so they do not
+        ask again. So clusters may be large at first: 4,096 up to 4 clusters, 2,352 at 16, 1,130 at
+        100, 256 from 4,057 on. The limit falls less steeply than their number grows, so they do not
         become due all at once.
         """
         falling = self.first_cluster_limit * (FEW_CLUSTERS / max(clusters, FEW_CLUSTERS)) ** FALLING

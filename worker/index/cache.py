@@ -17,7 +17,8 @@ from worker.vectors import DIMENSIONS, Vectors
 
 LAYOUT = np.dtype([("sequence", "<u8"), ("vector", "i1", (DIMENSIONS,))])
 ROW_BYTES = 8 + DIMENSIONS + 4
-NONE: npt.NDArray[np.intp] = np.zeros(0, np.intp)
+NO_PLACES: npt.NDArray[np.intp] = np.zeros(0, np.intp)
+"""Of a prefix without deleted records; never written to."""
 
 
 class Prefix:
@@ -51,7 +52,7 @@ class Prefix:
     def __init__(self, cluster: int) -> None:
         self.cluster = CLUSTER.pack(cluster)
         self.state = NEVER_READ
-        self.latest, self.dead = 0, NONE
+        self.latest, self.dead = 0, NO_PLACES
         self._sequences: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._vectors: Vectors = np.zeros((0, DIMENSIONS), np.int8)
         self._inverse: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -91,21 +92,22 @@ class Prefix:
                 "missing; see `python -m worker fsck`"
             )
         if state[:4] != self.epoch:
-            self.latest, self.dead = 0, NONE
+            self.latest, self.dead = 0, NO_PLACES
             self._show(0)
         if first > self.length:
             raise ValueError(f"records from {first} do not join a prefix of {self.length}")
         if first + count < self.length:
             return
-        self.state = state
-        if first + count == self.length:
-            return
-        records = np.frombuffer(packed, LAYOUT)[self.length - first :]
+        if first + count > self.length:
+            self._append(np.frombuffer(packed, LAYOUT)[self.length - first :])
+        self.state = state  # last: it says what is held
+
+    def _append(self, records: npt.NDArray[np.void]) -> None:
         self._make_room(self.length + len(records))
         fresh = slice(self.length, self.length + len(records))
         self._sequences[fresh] = records["sequence"]
         self._vectors[fresh] = records["vector"]
-        wide = records["vector"].astype(np.float32)
+        wide = records["vector"].astype(np.float32)  # whole numbers below 2^24: exact
         self._inverse[fresh] = 1 / np.sqrt(np.maximum(np.einsum("ij,ij->i", wide, wide), 1))
         self.latest = max(self.latest, int(records["sequence"].max()))
         if not records["sequence"].all():
