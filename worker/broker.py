@@ -61,7 +61,6 @@ class Consumer:
         session_ms = int(settings.session_timeout_seconds * 1000)
         revoke_ms = int(settings.revoke_timeout_seconds * 1000)
         bound(Bounds(settings.max_message_bytes, settings.batch_bytes, settings.max_headers))
-        receive_in_large_pieces()
         self._consumer = connect(
             lambda: KafkaConsumer(
                 **settings.client_options(),
@@ -306,10 +305,11 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
 
 def connect(make: Callable[[], Result]) -> Result:
-    """Build a client.
+    """Build a client, of which this process reads the sockets in large pieces.
 
     Raises InfrastructureError where no broker answers and ConfigError where it refuses us.
     """
+    receive_in_large_pieces()
     try:
         return make()
     except RetriableError as error:

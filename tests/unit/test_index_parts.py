@@ -90,6 +90,22 @@ def test_a_prefix_of_another_epoch_starts_over() -> None:
     assert prefix.state == state(2, 3)
 
 
+def test_a_prefix_says_of_nothing_that_it_is_there_before_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = vectors(9)
+    prefix = prefix_of(rows[:2])
+
+    def no_room(self: Prefix, length: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Prefix, "_make_room", no_room)
+    for later in (state(1, 9), state(2, 9)):
+        with pytest.raises(MemoryError):
+            prefix.extend(later, 0, packed(rows))
+        assert not prefix.covers(later)
+
+
 def test_a_prefix_refuses_records_with_a_gap() -> None:
     with pytest.raises(ValueError, match="do not join"):
         prefix_of(vectors(2)).extend(state(1, 9), 5, packed(vectors(4)))

@@ -31,7 +31,6 @@ class Prefix:
         "cluster",
         "dead",
         "inverse_lengths",
-        "latest",
         "length",
         "sequences",
         "state",
@@ -44,15 +43,13 @@ class Prefix:
     """Vector of each record (n, 128)."""
     inverse_lengths: npt.NDArray[np.float32]
     """One over the length of each vector (n,), and 1 for a deleted one."""
-    latest: int
-    """No sequence is later than this one."""
     dead: npt.NDArray[np.intp]
     """Places of the deleted records."""
 
     def __init__(self, cluster: int) -> None:
         self.cluster = CLUSTER.pack(cluster)
         self.state = NEVER_READ
-        self.latest, self.dead = 0, NO_PLACES
+        self.dead = NO_PLACES
         self._sequences: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._vectors: Vectors = np.zeros((0, DIMENSIONS), np.int8)
         self._inverse: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -92,7 +89,7 @@ class Prefix:
                 "missing; see `python -m worker fsck`"
             )
         if state[:4] != self.epoch:
-            self.latest, self.dead = 0, NO_PLACES
+            self.dead = NO_PLACES
             self._show(0)
         if first > self.length:
             raise ValueError(f"records from {first} do not join a prefix of {self.length}")
@@ -109,7 +106,6 @@ class Prefix:
         self._vectors[fresh] = records["vector"]
         wide = records["vector"].astype(np.float32)  # whole numbers below 2^24: exact
         self._inverse[fresh] = 1 / np.sqrt(np.maximum(np.einsum("ij,ij->i", wide, wide), 1))
-        self.latest = max(self.latest, int(records["sequence"].max()))
         if not records["sequence"].all():
             dead = self.length + np.flatnonzero(records["sequence"] == 0)
             self.dead = np.concatenate([self.dead, dead])

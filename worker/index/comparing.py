@@ -4,9 +4,7 @@ Owns the choice of earliest, best and top matches. It must not know Redis or
 image ids.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -125,18 +123,17 @@ def _by_cluster(
         near = product(asked[asking], prefix.vectors).astype(np.float32)
         near *= prefix.inverse_lengths
         near[:, prefix.dead] = NOTHING
-        special = prefix.sequences >= earliest if prefix.latest >= earliest else None
+        # What not everybody may see: records of later arrivals, and those asking themselves.
+        special = prefix.sequences >= earliest
         if len(checks):
-            own = np.isin(prefix.sequences, checks)
-            special = own if special is None else special | own
-        if special is not None:
-            # What not everybody may see: records of later arrivals, and those asking themselves.
-            late = np.flatnonzero(special)
-            there = prefix.sequences[late]
+            special |= np.isin(prefix.sequences, checks)
+        places = np.flatnonzero(special)
+        if len(places):
+            there = prefix.sequences[places]
             unseen = there >= before[asking][:, None]
             if len(checks):
                 unseen |= there == without[asking][:, None]
-            near[:, late] = np.where(unseen, NOTHING, near[:, late])
+            near[:, places] = np.where(unseen, NOTHING, near[:, places])
         best = near.max(axis=1)
         top[asking] = np.maximum(top[asking], best)
         compared[asking] += prefix.length
@@ -186,35 +183,19 @@ def _by_query(
         return np.zeros(0, np.uint64), np.zeros((0, DIMENSIONS), np.int8), 0
     # Copying small clusters together and multiplying once is twice as fast as a product for each.
     stored = np.concatenate([prefix.vectors for prefix in prefixes])
+    sequences = np.concatenate([prefix.sequences for prefix in prefixes])
     near = np.concatenate([prefix.inverse_lengths for prefix in prefixes])
     # Whole numbers below 2^24, so exact in float32; numpy would multiply int32 in float64.
     near *= product(stored, query.vector[None])[:, 0].astype(np.float32)
-    ends = list(accumulate(prefix.length for prefix in prefixes))
-    for prefix, end in zip(prefixes, ends, strict=True):
-        if prefix.latest >= query.before:
-            near[end - prefix.length : end][prefix.sequences >= query.before] = NOTHING
+    near[sequences >= query.before] = NOTHING
     while (top := float(near.max())) > NOTHING:
         places = (near >= min(top, threshold * length) - SLACK * length).nonzero()[0]
-        found = _sequences(prefixes, ends, places.tolist())
+        found = sequences[places]
         counts = (found > 0) & (found != query.without)
         if counts.any():
             return found[counts], stored[places[counts]], len(stored)
         near[places] = NOTHING
-    return np.zeros(0, np.uint64), stored[:0], len(stored)
-
-
-def _sequences(
-    prefixes: Sequence[Prefix], ends: Sequence[int], places: Iterable[int]
-) -> npt.NDArray[np.uint64]:
-    """Sequences of a few records of prefixes that lie one behind another, each up to its end."""
-    owners = [bisect_right(ends, place) for place in places]
-    return np.array(
-        [
-            prefixes[owner].sequences[place - ends[owner]]
-            for owner, place in zip(owners, places, strict=True)
-        ],
-        np.uint64,
-    )
+    return sequences[:0], stored[:0], len(stored)
 
 
 def _choose(

@@ -40,7 +40,6 @@ from worker.messages import Op, Record, parse
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline, PipelineSettings
 from worker.prefetched import Prefetched
-from worker.receiving import receive_in_large_pieces
 from worker.source_settings import source_policy
 from worker.sources import Fetcher
 from worker.storage import connect
@@ -246,7 +245,6 @@ def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
     Raises ConfigError when there is no such topic.
     """
     bound(Bounds(settings.max_message_bytes, settings.batch_bytes, settings.max_headers))
-    receive_in_large_pieces()
     consumer = connect_kafka(
         lambda: KafkaConsumer(
             **settings.client_options(),
