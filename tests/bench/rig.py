@@ -213,6 +213,8 @@ class Outcomes:
                 "bootstrap.servers": bootstrap,
                 "group.id": "outcomes",  # wanted by the library; nothing is committed
                 "enable.auto.commit": False,
+                # Asked for two topics, Tansu answers late in this time although one has something.
+                "fetch.wait.max.ms": 20,
             }
         )
         self._consumer.assign(
