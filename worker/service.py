@@ -216,6 +216,7 @@ class Service:
             return loop.run()
         finally:
             self._stopping.set()
+            gc.unfreeze()  # or what is left of it at the end is reported as leaked, below our logs
 
     def _until_there(self, name: str, build: Callable[[], Result]) -> Result:
         """Build a part that needs a service; a service that is not there yet is waited for.

@@ -12,6 +12,7 @@ of this machine with whatever else ran; the caches are warm; distractors are dra
 """
 
 import argparse
+import atexit
 import gc
 import hashlib
 import json
@@ -262,6 +263,7 @@ def main(argv: Sequence[str]) -> int:
     keep_freed()  # as a worker does, and so the next two lines
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # likewise: else it is reported as leaked
     real = real_vectors(options.photos or [], options.edits, Path(".cache/bench-index"))
     if odd := unreachable(options.sizes, len(real.photos)):
         parser.error(f"--sizes: {odd}")

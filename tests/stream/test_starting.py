@@ -1,5 +1,6 @@
 """How a worker starts, or says why it does not, and how it ends before it has."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.apache_kafka import KafkaServer
 from deploy.local import LocalRedis
 from deploy.process import free_port
 from tests.conftest import Topics
@@ -33,6 +35,19 @@ def test_signals_close_together_end_a_worker_that_waits_for_kafka(
         last = worker.lines()[-1]
         assert (last["message"], last["waited_for"]) == ("stopped", "kafka")
         assert "Traceback" not in worker.log.read_text()
+
+
+@pytest.mark.parametrize("mode", ["fp32", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_its_log_is_lines_of_json_from_the_first_to_the_last(
+    kafka_server: KafkaServer, redis_server: LocalRedis, topics: Topics, tmp_path: Path, mode: str
+) -> None:
+    """What native libraries say at the very end, of what they take for leaked, would be others."""
+    log = tmp_path / "worker.log"
+    with Worker(kafka_server.bootstrap, redis_server.url, topics, log, embed_mode=mode) as worker:
+        worker.wait_ready()
+        assert worker.terminate() == 0
+    messages = [json.loads(line)["message"] for line in log.read_text().splitlines()]
+    assert "stopped" in messages
 
 
 @pytest.mark.parametrize(
