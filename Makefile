@@ -8,7 +8,7 @@ DEPENDENCIES := pyproject.toml constraints.txt
 .PHONY: help venv demo test test-kafka test-slow lint format types bench bench-embed bench-index bench-endurance clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.dev ## set up .venv with everything for development
 
@@ -48,7 +48,7 @@ bench-endurance: $(VENV)/.dev ## time to be ready, memory over many events
 	$(RUN) -m tests.bench.endurance $(ARGS)
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info demo-report.html
+	rm -rf $(VENV) build .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info demo-report.html
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(RUN):

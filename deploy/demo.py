@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     folder: Path | None = options.images and Path(options.images).expanduser().absolute()
     if problem := (folder and _folder_problem(folder)) or _report_problem(options.report):
-        console.print(f"demo: {problem}", markup=False)
+        console.print(f"demo: {problem}", markup=False, soft_wrap=True)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -56,13 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with writing(options.report):
                 write_report(report, options.report)
     except (ChildFailedError, ConfigError) as error:
-        console.print(f"demo: {error}", markup=False)
+        console.print(f"demo: {error}", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("demo: interrupted; everything it started is stopped")
         return 130
     print_table(report, console)
-    console.print(f"\nPairs side by side: [bold]{escape(str(options.report))}[/bold]")
+    written = escape(str(options.report))
+    console.print(f"\nPairs side by side: [bold]{written}[/bold]", soft_wrap=True)
     if not report.results.complete:
         console.print(f"[red]{report.results.missing} events got no answer")
     return 1 if report.said or not report.results.complete else 0

@@ -13,6 +13,8 @@ from pathlib import Path
 from string import Template
 
 from PIL import Image
+from rich import box
+from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
@@ -100,26 +102,30 @@ def by_kind(report: Report) -> list[tuple[str, int, int]]:
 
 def print_table(report: Report, console: Console) -> None:
     """Print the summary, what each kind of edit gave, and each mistake in a line."""
-    table = Table(title="What the stream held", show_header=False)
+    table = Table(title="What the stream held", show_header=False, box=box.SQUARE)
     table.add_column(style="bold")
     table.add_column(justify="right")
     for row in summary(report):
         table.add_row(*row)
-    console.print(table)
+    tables = [table]
     if report.truth is not None:
-        kinds = Table(title="Right by the known truth")
+        kinds = Table(title="Right by the known truth", box=box.SQUARE)
         for name in ("what it was", "right", "of"):
             kinds.add_column(name, justify="left" if name.startswith("what") else "right")
         for name, right, count in by_kind(report):
             kinds.add_row(name, str(right), str(count))
-        console.print(kinds)
+        tables.append(kinds)
+    console.print(Columns(tables, padding=(0, 2)))
     mistakes = sorted(report.mistakes.items())
+    if mistakes:
+        console.print("not as they should be:")
     for image_id, mistake in mistakes[:MISTAKES_PRINTED]:
-        console.print(f"{image_id}: {mistake}", markup=False, style="yellow", highlight=False)
+        line = f"{image_id}: {mistake}"
+        console.print(line, markup=False, style="yellow", highlight=False, soft_wrap=True)
     if len(mistakes) > MISTAKES_PRINTED:
         console.print(f"and {len(mistakes) - MISTAKES_PRINTED} more, all in the report")
     if report.said:
-        console.print(report.said, markup=False, highlight=False, style="yellow")
+        console.print(report.said, markup=False, highlight=False, style="yellow", soft_wrap=True)
 
 
 def write_report(report: Report, path: Path) -> None:

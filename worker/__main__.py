@@ -6,13 +6,16 @@ Wiring only: reads the settings, builds the parts, hands them to each other.
 import argparse
 import importlib
 import logging
+import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from queue import SimpleQueue
 from threading import Thread
 
 from worker import flags, logs, memory
+from worker.arguments import Parser
 from worker.config import Settings
 from worker.errors import ConfigError, DedupError, InfrastructureError
 from worker.service import Service
@@ -33,7 +36,9 @@ def main(argv: list[str]) -> int:
     try:
         if argv and argv[0] in COMMANDS:
             module = importlib.import_module(COMMANDS[argv[0]][0])
-            return int(module.main(argv[1:]))
+            return _told(lambda: int(module.main(argv[1:])))
+        if argv and not argv[0].startswith("-"):
+            raise ConfigError(f"there is no command {argv[0]!r}: {', '.join(COMMANDS)}")
         return run(argv)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -44,6 +49,17 @@ def main(argv: list[str]) -> int:
     except DedupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _told(command: Callable[[], int]) -> int:
+    """Its exit status, or the one of a shell's command whose reader has gone, as `head` does."""
+    try:
+        status = command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end would flush
+        return 128 + signal.SIGPIPE
+    return status
 
 
 def run(argv: list[str]) -> int:
@@ -83,10 +99,11 @@ def _stop_at_signals(service: Service) -> None:
 
 def _parser(release: str) -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m worker",
+        usage="%(prog)s [SETTINGS] | %(prog)s COMMAND …",
         description="Consume image events from Kafka, publish which earlier image each repeats.",
-        epilog=f"other commands (each with --help of its own):\n{commands}",
+        epilog=f"commands (each with --help of its own):\n{commands}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=release)

@@ -9,8 +9,17 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from worker.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without all the flags there are."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        self.exit(2, f"error: {message} ({self.prog} --help tells more)\n")
 
 
 def share(least: float, most: float) -> Callable[[str], float]:

@@ -78,6 +78,7 @@ def _package(network: nn.Module, example: Tensor, path: Path, threads: int) -> F
     if not path.exists():
         if example.device.type == "cpu" and not has_compiler():
             raise CompilingFailed("no C++ compiler")
+        log.info("compiling the network for this machine, which may take a minute")
         with tempfile.TemporaryDirectory(dir=path.parent) as room:
             fresh = Path(room) / path.name
             exported = torch.export.export(network, (example,))

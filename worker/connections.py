@@ -128,6 +128,10 @@ class RedisSettings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         if not _ends_where_it_seems(value):
             raise ValueError("cannot be read; percent-encode what is special in the password")
+        database = urlsplit(value).path.strip("/")
+        if not value.startswith("unix://") and not (database.isdecimal() or not database):
+            # redis-py would take the first database instead, without a word.
+            raise ValueError("what follows the last / must be the number of a database")
         return value
 
     @model_validator(mode="after")

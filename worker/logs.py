@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Literal
 
+REMIND_SECONDS = 60.0  # between two lines about one trouble that lasts
 PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -25,6 +26,26 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class Sparing:
+    """Decides when to say what lasts: at first, where it is another trouble, and now and then."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[str, float]] = {}
+
+    def due(self, name: str, trouble: str) -> bool:
+        """Whether to say that `name` has this trouble; it is taken for said then."""
+        now = time.monotonic()
+        said = self._said.get(name)
+        if said is not None and said[0] == trouble and now < said[1] + REMIND_SECONDS:
+            return False
+        self._said[name] = trouble, now
+        return True
+
+    def over(self, name: str) -> bool:
+        """Whether `name` has had trouble that was said, which is over now."""
+        return self._said.pop(name, None) is not None
 
 
 class TextFormatter(logging.Formatter):

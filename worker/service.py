@@ -23,6 +23,7 @@ from worker.images import ImageLimits
 from worker.index import Index
 from worker.index.auditing import Audit, AuditResult
 from worker.index.settings import index_settings
+from worker.logs import Sparing
 from worker.loop import Loop
 from worker.message_settings import message_limits
 from worker.metrics import Metrics
@@ -84,8 +85,9 @@ class Service:
         self._pipeline: Pipeline | None = None
         self._loop: Loop | None = None
         self._index: Index | None = None
-        self._redis_up = self._kafka_up = False
+        self._redis_up = self._kafka_up = self._begun = False
         self._splits_seen = self._changes_seen = self._lost_seen = 0.0
+        self._sparing = Sparing()
         self.metrics = Metrics()
 
     def stop(self) -> None:
@@ -227,7 +229,8 @@ class Service:
             try:
                 return build()
             except InfrastructureError as error:
-                log.warning("waiting for %s", name, extra={"error": str(error)})
+                if self._sparing.due(name, str(error)):
+                    log.warning("waiting for %s", name, extra={"error": str(error)})
                 if self._stopping.wait(START_PAUSE_SECONDS):
                     raise Closed(name) from error
 
@@ -248,14 +251,21 @@ class Service:
         while not self._stopping.is_set():
             self._redis_up = self._answers("redis", self._look_at_redis)
             self._kafka_up = self._answers("kafka", self._look_at_kafka)
+            if not self._begun and self._redis_up and self._kafka_up:
+                self._begun = self._loop is not None and self._loop.consumer.joined()
+                if self._begun:
+                    log.info("ready: consuming", extra={"topic": self._settings.topic})
             self._stopping.wait(WATCH_SECONDS)
 
     def _answers(self, name: str, look: Callable[[], None]) -> bool:
         try:
             look()
         except InfrastructureError as error:
-            log.warning("%s is not ready", name, extra={"error": str(error)})
+            if self._sparing.due(name, str(error)):
+                log.warning("%s is not ready", name, extra={"error": str(error)})
             return False
+        if self._sparing.over(name):
+            log.info("%s is ready again", name)
         return True
 
     def _look_at_redis(self) -> None:
@@ -293,8 +303,10 @@ class Service:
             try:
                 busy = self._index.maintain(None)
                 auditor.step()
+                self._sparing.over("maintenance")
             except InfrastructureError as error:
-                log.info("maintenance waits", extra={"error": str(error)})
+                if self._sparing.due("maintenance", str(error)):
+                    log.info("maintenance waits", extra={"error": str(error)})
                 busy = False
             if busy:
                 self.metrics.stage_seconds.labels("maintain").observe(monotonic() - started)

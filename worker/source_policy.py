@@ -63,8 +63,10 @@ class SourcePolicy:
         if self.s3_endpoint is not None and not _is_endpoint(self.s3_endpoint):
             raise ConfigError("fetch_s3_endpoint: not an http(s) url without user and password")
         for root in self.roots:
-            if not Path(root).is_absolute() or not Path(root).is_dir():
-                raise ConfigError(f"fetch_roots: {root!r} is not the absolute path of a folder")
+            if not Path(root).is_absolute():
+                raise ConfigError(f"fetch_roots: {root!r} is not an absolute path")
+            if not Path(root).is_dir():
+                raise ConfigError(f"fetch_roots: {root!r} is no folder, or may not be looked into")
         for pattern in self.hosts:
             HostRule.parse(pattern)
         self.parsed_networks()

@@ -116,7 +116,7 @@ def test_namespaces_that_are_not_listed_are_found(
     store.command("HSET", "{theirs}:as well:root", "serving", "x")
     assert worker.main(command) == 1
     told = capsys.readouterr()
-    assert told.out == "one: 1 problems\n"
+    assert told.out == "one: 1 problem\n"
     assert told.err == "one: dedup:namespaces does not list 'one'\n"
     store.command("SET", NAMESPACES, "x")
     assert worker.main(command) == 1

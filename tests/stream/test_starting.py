@@ -56,6 +56,7 @@ def test_its_log_is_lines_of_json_from_the_first_to_the_last(
         (["--http-port", "{taken}"], "error: http_host, http_port: cannot listen at 127.0.0.1:"),
         (["--http-host", "192.0.2.1"], "error: http_host, http_port: cannot listen at 192.0.2.1:"),
         (["--http-port", "0", "--fetch-networks", "foo"], "error: "),
+        (["--http-port", "0", "--fetch-schemes", "file"], "error: fetch_roots: "),
         (["--http-port", "0", "--fetch-schemes", "http", "--fetch-hosts", "http://a"], "error: "),
         (["--http-port", "0", "--fetch-schemes", "file", "--fetch-roots", "here"], "error: "),
     ],

@@ -47,6 +47,7 @@ def test_the_environment_is_read_and_flags_win(monkeypatch: pytest.MonkeyPatch) 
         (("--delivery", "perhaps"), "DEDUP_DELIVERY"),
         (("--fetch-schemes", "ftp"), "ftp"),
         (("--redis-url", "http://x"), "redis://"),
+        (("--redis-url", "redis://localhost:6379/9x"), "the number of a database"),
         (("--topic", "same", "--verdict-topic", "same"), "must differ"),
         (("--security-protocol", "SASL_SSL"), "sasl_password"),
         (("--kafka-ca-file", "/no/such.pem"), "no such file"),

@@ -4,10 +4,8 @@ Owns the command, and where it takes the threshold from; `auditing` does it. It 
 audit runs in a worker.
 """
 
-import argparse
-
 from worker import flags
-from worker.arguments import nonempty, whole
+from worker.arguments import Parser, nonempty, whole
 from worker.config import Settings
 from worker.embedder import read_weights
 from worker.errors import ConfigError
@@ -21,7 +19,7 @@ from worker.storage import connect
 
 def main(argv: list[str]) -> int:
     """Audit one namespace; exit status 1 when recall lies below `--at-least`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m worker audit",
         description="Compare a sample of stored images with every other one of their namespace, "
         "and tell which share of the duplicates there are the index finds.",

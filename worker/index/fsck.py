@@ -6,11 +6,10 @@ found it, too, so its words say nothing that goes on changing. It must not know 
 to be what it is.
 """
 
-import argparse
 import sys
 
 from worker import flags
-from worker.arguments import nonempty
+from worker.arguments import Parser, nonempty
 from worker.connections import RedisSettings
 from worker.index.fsck_clusters import check_clusters
 from worker.index.fsck_images import check_images
@@ -66,7 +65,7 @@ def _check(store: Store, keys: Keys) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Check one namespace or all; exit status 1 when something does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m worker fsck", description=__doc__)
+    parser = Parser(prog="python -m worker fsck", description=__doc__)
     parser.add_argument("--namespace", type=nonempty, help="only this one (default: all)")
     flags.add_flags(parser, RedisSettings)
     args = parser.parse_args(argv)
@@ -82,5 +81,5 @@ def main(argv: list[str]) -> int:
         bad += len(problems)
         for problem in problems:
             print(f"{namespace}: {problem}", file=sys.stderr)
-        print(f"{namespace}: {len(problems) or 'no'} problems")
+        print(f"{namespace}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
     return 1 if bad else 0

@@ -19,7 +19,7 @@ from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from worker import flags, logs
-from worker.arguments import nonempty, whole
+from worker.arguments import Parser, nonempty, whole
 from worker.broker import BOOTSTRAP_MS, record_of
 from worker.broker import connect as connect_kafka
 from worker.config import Settings, harmless_environment
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m worker rebuild",
         description="Fill namespaces again with another model while the old one answers, from the "
         "event topic, then switch to it in one step each. It does not switch where an image that "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from worker.arguments import check_file, nonempty, share, whole
+from worker.arguments import Parser, check_file, nonempty, share, whole
 from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
 from worker.training.photos import distinct, read_photos, split
@@ -56,7 +56,7 @@ def averaged(first: Weights, second: Weights, share_of_second: float) -> Weights
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="worker average", description=_SUMMARY)
+    parser = Parser(prog="python -m worker average", description=_SUMMARY)
     about = "default, imagenet or a file"
     parser.add_argument("first", type=nonempty, help=about)
     from_where = f"{about}; begun with the first, or with what it began with"

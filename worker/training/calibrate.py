@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from worker import vectors, weightfile
-from worker.arguments import check_file, nonempty, share, whole, writing
+from worker.arguments import Parser, check_file, nonempty, share, whole, writing
 from worker.embedder import MODES, Embedder
 from worker.errors import ConfigError
 from worker.images import to_pixels
@@ -129,13 +129,15 @@ def main(argv: list[str]) -> int:
         path = Path(arguments.write)
         described = replace(embedder.description, threshold=proposal.threshold)
         weightfile.save(path, replace(embedder.weights, description=described))
+        print(f"{path}: the same weights with this threshold")
     return 0
 
 
 def _tell(proposal: Proposal, nearest: Nearest, photos: list[Photo], console: Console) -> None:
     console.print(
         f"threshold [bold]{proposal.threshold:.4f}[/] for {proposal.false_rate:g} false alarms a "
-        f"picture among {proposal.stored:,} stored (measured on {proposal.measured:,})"
+        f"picture among {proposal.stored:,} stored (measured on {proposal.measured:,})",
+        soft_wrap=True,
     )
     above = np.flatnonzero(nearest.similarity >= proposal.threshold)
     console.print(f"{len(above)} of these pictures reach it; the closest, to be judged by eye:")
@@ -146,7 +148,7 @@ def _tell(proposal: Proposal, nearest: Nearest, photos: list[Photo], console: Co
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="worker calibrate", description=_SUMMARY)
+    parser = Parser(prog="python -m worker calibrate", description=_SUMMARY)
     parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
     about = "default, imagenet or a file"
     parser.add_argument("--weights", type=nonempty, default="default", help=about)

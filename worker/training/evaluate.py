@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from worker.arguments import check_file, check_folder, nonempty, share, whole, writing
+from worker.arguments import Parser, check_file, check_folder, nonempty, share, whole, writing
 from worker.errors import ConfigError
 from worker.training import report
 from worker.training.attacks import ATTACKS
@@ -125,7 +125,7 @@ def _draw(trials: list[Trial], results: dict[str, dict[str, Any]], folder: Path)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="worker evaluate", description=_SUMMARY)
+    parser = Parser(prog="python -m worker evaluate", description=_SUMMARY)
     parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
     parser.add_argument("--distractors", nargs="+", help="folders or tar files, stored only")
     about = "default, imagenet or a file; @MODE or @float after it"

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from worker.arguments import check_file, nonempty, share, whole, writing
+from worker.arguments import Parser, check_file, nonempty, share, whole, writing
 from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
 from worker.training.calibrate import FEWEST, calibrated
@@ -160,7 +160,7 @@ def finish(
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="worker train", description=_SUMMARY)
+    parser = Parser(prog="python -m worker train", description=_SUMMARY)
     parser.add_argument("--photos", nargs="+", required=True, help="folders or tar files")
     parser.add_argument("--out", required=True, help="weights file; checkpoint and curve beside it")
     parser.add_argument(
