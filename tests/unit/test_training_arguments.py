@@ -98,7 +98,7 @@ def test_a_wrong_value_is_told_in_words(
     with pytest.raises(SystemExit) as end:
         train.main(["--photos", "none.tar", "--out", "w", "--steps", "1", *flags.split()])
     assert end.value.code == 2
-    assert capsys.readouterr().err.endswith(f": {why}\n")
+    assert capsys.readouterr().err.endswith(f": {why} (python -m worker train --help tells more)\n")
 
 
 def test_bounds_belong_to_the_range_or_not() -> None:

@@ -300,7 +300,8 @@ def test_a_number_out_of_range_is_exit_status_2(
     with pytest.raises(SystemExit) as end:
         command.main(["--photos", "none.tar", *flags.split()])
     assert end.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("worker ")
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"error: argument {flags.split()[-2]}: ")
 
 
 def test_a_curve_begins_anew_unless_the_run_is_taken_up(tmp_path: Path) -> None:
