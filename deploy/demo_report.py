@@ -118,7 +118,7 @@ def print_table(report: Report, console: Console) -> None:
     console.print(Columns(tables, padding=(0, 2)))
     mistakes = sorted(report.mistakes.items())
     if mistakes:
-        console.print("not as they should be:")
+        console.print("Not as they should be:")
     for image_id, mistake in mistakes[:MISTAKES_PRINTED]:
         line = f"{image_id}: {mistake}"
         console.print(line, markup=False, style="yellow", highlight=False, soft_wrap=True)

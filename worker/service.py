@@ -251,11 +251,15 @@ class Service:
         while not self._stopping.is_set():
             self._redis_up = self._answers("redis", self._look_at_redis)
             self._kafka_up = self._answers("kafka", self._look_at_kafka)
-            if not self._begun and self._redis_up and self._kafka_up:
-                self._begun = self._loop is not None and self._loop.consumer.joined()
-                if self._begun:
-                    log.info("ready: consuming", extra={"topic": self._settings.topic})
+            self._say_once_that_it_consumes()
             self._stopping.wait(WATCH_SECONDS)
+
+    def _say_once_that_it_consumes(self) -> None:
+        assert self._loop is not None
+        if self._begun or not (self._redis_up and self._kafka_up and self._loop.consumer.joined()):
+            return
+        self._begun = True
+        log.info("ready: consuming", extra={"topic": self._settings.topic})
 
     def _answers(self, name: str, look: Callable[[], None]) -> bool:
         try:

@@ -16,7 +16,8 @@ import httpx
 from worker import wellformed
 from worker.errors import ConfigError
 
-SCHEMES = ("https", "http", "file", "s3")
+# The schemes there are, each with the field that must name what it may fetch.
+ALLOWED_BY = {"https": "hosts", "http": "hosts", "file": "roots", "s3": "buckets"}
 DEFAULT_PORTS = {"https": 443, "http": 80}
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _BUCKET = re.compile(r"[a-zA-Z0-9._-]{1,255}")  # what botocore signs for, access points aside
@@ -53,10 +54,12 @@ class SourcePolicy:
 
     def __post_init__(self) -> None:
         for scheme in self.schemes:
-            if scheme not in SCHEMES:
-                raise ConfigError(f"fetch_schemes: {scheme!r} is not one of {', '.join(SCHEMES)}")
-        if "s3" in self.schemes and not self.buckets:
-            raise ConfigError("fetch_buckets: s3 may fetch nothing unless buckets are named")
+            if scheme not in ALLOWED_BY:
+                known = ", ".join(ALLOWED_BY)
+                raise ConfigError(f"fetch_schemes: {scheme!r} is not one of {known}")
+            if not getattr(self, needed := ALLOWED_BY[scheme]):
+                told = f"{scheme} may fetch nothing unless {needed} are named"
+                raise ConfigError(f"fetch_{needed}: {told}")
         for bucket in self.buckets:
             if not _BUCKET.fullmatch(bucket):
                 raise ConfigError(f"fetch_buckets: {bucket!r} is not the name of a bucket")

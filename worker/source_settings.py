@@ -4,14 +4,11 @@ Owns that every limit of fetching is a setting. It must not know what they mean.
 """
 
 from worker.config import Settings
-from worker.errors import ConfigError
 from worker.source_policy import SourcePolicy
 
 
 def source_policy(settings: Settings) -> SourcePolicy:
     """The policy a worker's settings make. Raises ConfigError where they contradict each other."""
-    if "file" in settings.fetch_schemes and not settings.fetch_roots:
-        raise ConfigError("fetch_roots: file may fetch nothing unless folders are named")
     return SourcePolicy(
         schemes=settings.fetch_schemes,
         hosts=settings.fetch_hosts,

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import latency
@@ -29,7 +29,7 @@ from tests.bench.rig import (
     inline_events,
     pick_broker,
 )
-from tests.bench.rivals import Pace, race
+from tests.bench.rivals import race
 from tests.stream.harness import by_uri, inline
 
 WARM_UP = 64
@@ -92,7 +92,6 @@ class Bench:
     broker: str
     embed_mode: str
     results: Results
-    _ideals: list[Pace] = field(default_factory=list)
 
     def rivals(self) -> None:
         """Measure rivals; of several rounds of one the fastest counts."""

@@ -2,9 +2,11 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 from deploy.local import HOST, LocalRedis
 from tests.contract.harness import Bench, maintain, place_all, vectors
+from tests.stream.harness import until
 from worker.errors import InfrastructureError
 from worker.index.keys import Keys
 from worker.index.store import Store
@@ -34,10 +36,11 @@ class Feeder:
 
     def wait_for(self, images: int) -> None:
         """Wait until so many were placed."""
-        deadline = time.monotonic() + SECONDS
-        while self.placed < images:
-            assert time.monotonic() < deadline, f"{self.placed} placed; {self.refused[-1:]}"
-            time.sleep(PAUSE_SECONDS)
+        until(lambda: self.placed >= images, SECONDS, f"{images} placed")
+
+    def wait_for_refusal(self) -> None:
+        """Wait until something was refused."""
+        until(lambda: bool(self.refused), SECONDS, "something ran into the move")
 
     def _feed(self) -> None:
         while self.placed < IMAGES and not self._stop.is_set():
@@ -55,16 +58,16 @@ def test_a_slot_that_moves_leaves_everything_whole(trio: LocalRedis) -> None:
     place_all(bench.index(), bench.arrivals("before", vectors(100, seed=1)))
     with Feeder(bench) as feeder:
         feeder.wait_for(BEFORE)
-        move(trio, Keys("moving", "").root, patience=1.0)
+        move(trio, Keys("moving", "").root, feeder.wait_for_refusal)
         after = feeder.placed + AFTER
         feeder.wait_for(after)
-    assert {each.split(":")[0] for each in feeder.refused} == {"Redis"}, "nothing ran into the move"
+    assert {each.split(":")[0] for each in feeder.refused} == {"Redis"}
     assert bench.sequences() == 100 + feeder.placed
     bench.assert_whole()
 
 
-def move(trio: LocalRedis, key: str, patience: float) -> None:
-    """Move a key's slot to another node, waiting a while before the first of its keys."""
+def move(trio: LocalRedis, key: str, begun: Callable[[], None]) -> None:
+    """Move a key's slot to another node; `begun` is called before the first of its keys."""
     client = trio.cluster_client()
     slot = Store(client).command("CLUSTER", "KEYSLOT", key)
     port = client.get_node_from_key(key).port  # type: ignore[no-untyped-call]
@@ -74,7 +77,7 @@ def move(trio: LocalRedis, key: str, patience: float) -> None:
     here, there = Store(source.client()), Store(target.client())
     there.command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[port])
     here.command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target.port])
-    time.sleep(patience)
+    begun()
     while keys := here.command("CLUSTER", "GETKEYSINSLOT", slot, KEYS):
         here.command("MIGRATE", HOST, target.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
         time.sleep(PAUSE_SECONDS)

@@ -31,6 +31,7 @@ DEEP = 100_000
 MANY = 100_000
 MOST = 1 << 30
 BODY = {"schema": 1, "image_id": "x", "uri": "https://example.com/x.jpg"}
+ALLOWED = {"threshold": 0.999, "fetch_schemes": "https", "fetch_hosts": "cdn.invalid"}
 
 
 RAW = RawName(b"\xff\xfe".decode("utf-8", "surrogateescape"))  # no UTF-8, as others may send it
@@ -104,7 +105,7 @@ def test_each_costs_itself_at_most(
 ) -> None:
     bound(Bounds(MOST, MOST))  # the reader of the test must read odd names, too
     bad, good = refused(), accepted()
-    worker = start_worker(threshold=0.999, fetch_schemes="https", **PATIENT).wait_ready()
+    worker = start_worker(**ALLOWED, **PATIENT).wait_ready()
     hostile = [event for _, event in bad]
     # Good ones between bad ones, so that a bad one could take its neighbours along.
     sent = [event for pair in zip_longest(hostile, good) for event in pair if event is not None]

@@ -73,7 +73,7 @@ def test_any_name_percent_encoded(name: str, root: Path) -> None:
 def test_nothing_is_allowed_by_default(root: Path) -> None:
     uri = (root / "sub" / "a.jpg").as_uri()
     folder = SourcePolicy(roots=(str(root),))
-    for policy in (SourcePolicy(), SourcePolicy(schemes=("file",)), folder):
+    for policy in (SourcePolicy(), SourcePolicy(hosts=("*",)), folder):
         for each in (uri, "https://example.com/a.jpg", "http://example.com/", "nonsense", ""):
             with pytest.raises(EventError) as caught:
                 Fetcher(policy).fetch(each)
@@ -363,6 +363,9 @@ NO_HOSTS = [
     [
         {"schemes": ("gopher",)},
         {"schemes": ("HTTP",)},
+        {"roots": (), "schemes": ("file",)},
+        {"hosts": (), "schemes": ("https",)},
+        {"buckets": (), "schemes": ("s3",)},
         {"roots": ("relative",)},
         {"roots": ("/nonexistent/folder",)},
         {"hosts": ("https://example.com",)},
