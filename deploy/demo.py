@@ -8,6 +8,7 @@ of them (or a folder of one's own), follows the verdicts, prints what came of it
 
 import argparse
 import http.client
+import os
 import re
 import signal
 import sys
@@ -78,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _folder_problem(folder: Path) -> str:
     if not folder.is_dir():
-        return f"{folder}: no such folder"
+        return f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}"
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return f"{folder}: not allowed to read it"
     if "," in str(folder):  # the worker's list of roots is separated by commas
         return f"{folder}: a path with a comma cannot be allowed to the workers"
     if count_folder(folder) == 0:

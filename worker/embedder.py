@@ -17,7 +17,7 @@ from worker.images import PREPROCESSING, ImageLimits, decode
 from worker.network import DIMENSIONS, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
-DEFAULT_SHA256 = "6e284f0673f5666b74ba846d1cd95fae8d30eff06754d77fd2d2d98842fa4c2a"
+DEFAULT_SHA256 = "940766cf063e84560e41f0dbda48c43e39358d6622f8bac29c41e9c60f95c0f5"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts
@@ -67,7 +67,9 @@ class Embedder:
         folder = compiled.expanduser()
         self._forward, self.mode = _prepared(network, mode, examples, folder, self.threads)
         self.fills = on_cuda or self.mode != "compiled"
-        if not (self.fills or _same_alone(self._forward, examples[-1])):
+        # On a GPU another number of rows is computed by other kernels.
+        self._alone = not on_cuda and _same_alone(self._forward, examples[-1])
+        if not (self.fills or self._alone):
             self.chunk = 1
 
     @classmethod
@@ -123,7 +125,7 @@ class Embedder:
         return vectors
 
     def _embed_chunk(self, chunk: NDArray[np.uint8]) -> NDArray[np.float32]:
-        rows = 1 if len(chunk) == 1 else self.chunk
+        rows = 1 if len(chunk) == 1 and self._alone else self.chunk
         batch = torch.from_numpy(np.ascontiguousarray(chunk))
         if len(chunk) < rows:
             batch = torch.cat([batch, batch.new_zeros(rows - len(chunk), *chunk.shape[1:])])

@@ -223,4 +223,7 @@ def test_imagenet_starts_uncalibrated() -> None:
 def test_a_gpu_agrees_with_the_cpu(embedder: Embedder) -> None:
     images = [encoded(tile) for tile in tiles()[:8]]
     on_gpu = Embedder.load(device="cuda")
-    assert (on_gpu.embed(images) * embedder.embed(images)).sum(1).min() > 0.998
+    vectors = on_gpu.embed(images)
+    assert (vectors * embedder.embed(images)).sum(1).min() > 0.998
+    alone = np.concatenate([on_gpu.embed([image]) for image in images])
+    np.testing.assert_array_equal(alone, vectors)

@@ -48,14 +48,30 @@ def test_a_demo_without_a_place_for_its_report_does_not_begin(
     assert "there is no folder" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_demo_says_why_a_folder_will_not_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, locked = tmp_path / "a.jpg", tmp_path / "locked"
+    file.touch()
+    locked.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != locked)
+    for wrong, why in {
+        file: "not a folder",
+        tmp_path / "none": "no such folder",
+        locked: "not allowed to read it",
+    }.items():
+        assert demo.main(["--images", str(wrong), "--report", str(tmp_path / "r.html")]) == 2
+        assert f"{wrong}: {why}" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_names_are_printed_as_they_are() -> None:
     names = ["dress [red].jpg", f"a[/b]{'x' * 200}.jpg"]
     photos = [Photo(name, Image.new("RGB", (1, 1)), b"") for name in names]
     console = Console(file=io.StringIO(), width=80)
-    nearest = Nearest(np.array([0.9, 0.8]), np.array([1, 0]))
+    nearest = Nearest(np.array([0.9, 0.9]), np.array([1, 0]))
     calibrate._tell(Proposal(0.7, 0.001, 2, 2, 2), nearest, photos, console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"  0.9000  {names[0]}  {names[1]}\n" in printed
+    assert printed.count(f"  0.9000  {names[0]}  {names[1]}\n") == printed.count(names[0]) == 1
 
 
 def test_names_of_contestants_are_printed_as_they_are() -> None:
@@ -69,7 +85,8 @@ def test_names_of_contestants_are_printed_as_they_are() -> None:
         "recall_by_edit": by_edit,
         "recall_at_precision_0.999_by_edit": by_edit,
     }
-    for build in (lambda found: report.table(found, None), report.edits_table):
+    counts = {"originals": 2, "strangers": 3, "stored": 4567, "edits": 26}
+    for build in (lambda found: report.table(found, counts, None), report.edits_table):
         console = Console(file=io.StringIO(), width=200)
         console.print(build({"a[/b]": result, "[red]": result}))
         printed = console.file.getvalue()  # type: ignore[attr-defined]

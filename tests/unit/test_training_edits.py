@@ -89,12 +89,30 @@ def test_views_are_a_function_of_the_seed() -> None:
     assert views[0] == views[1] != views[2]
 
 
+def test_a_slight_view_has_one_edit_of_every_kind_in_turn() -> None:
+    photo, other = tiles()[100], tiles()[200]
+    views = [augment.slight_view(photo, other, np.random.default_rng(seed)) for seed in range(200)]
+    pixels = {(view.size, view.tobytes()) for view in views}
+    assert {
+        (edit(photo).size, edit(photo).tobytes()) for edit in (edits.grey, edits.mirror)
+    } < pixels
+    turned = {
+        (way.size, way.tobytes()) for way in (edits.quarter_turn(photo, n) for n in (1, 2, 3))
+    }
+    assert turned < pixels
+    smaller = sum(view.width * view.height < photo.width * photo.height for view in views)
+    larger = sum(view.width * view.height > photo.width * photo.height for view in views)
+    assert smaller > 20
+    assert larger > 10
+
+
 @pytest.mark.parametrize("size", ODD_SIZES)
 def test_views_bear_any_shape(size: tuple[int, int]) -> None:
     photo, other = tiles()[100].resize(size), tiles()[200]
     for seed in range(150):
         rng = np.random.default_rng(seed)
         assert augment.hard_view(photo, other, rng).mode == "RGB"
+        assert augment.slight_view(photo, other, rng).mode == "RGB"
         assert augment.mild_view(photo, rng).mode == "RGB"
 
 

@@ -105,7 +105,9 @@ def test_what_is_left_out_is_told(
     assert told["judge"] == f"{trained}@fp32"
     assert told["model_id"] == read(trained).model_id()
     pairs = f"{told['pairs_of_originals']} pairs of originals and {told['pairs_of_strangers']} of"
-    assert f"without {pairs} strangers" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"without {pairs} strangers" in printed
+    assert "6 originals, 26 edits of each, 6 strangers; 6 stored" in printed
     with pytest.raises(ConfigError, match="alike: none is left"):
         evaluate.main([*command.split(), "--same-as", "-0.999"])
 

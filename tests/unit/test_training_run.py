@@ -124,9 +124,10 @@ def test_lanes_give_the_gradients_of_one_network() -> None:
         )
 
 
-def test_a_photos_views_are_dealt_to_different_lanes() -> None:
-    places = deal(photos=10, views=2, lanes=3)
-    assert sorted(torch.cat(places).tolist()) == list(range(20))
+@pytest.mark.parametrize(("views", "lanes"), [(2, 3), (3, 3), (3, 4)])
+def test_a_photos_views_are_dealt_to_different_lanes(views: int, lanes: int) -> None:
+    places = deal(10, views, lanes)
+    assert sorted(torch.cat(places).tolist()) == list(range(10 * views))
     for place in places:
         photos = (place % 10).tolist()
         assert len(set(photos)) == len(photos)
@@ -162,14 +163,30 @@ def test_settled_statistics_fit_the_weights() -> None:
 def test_the_loss_wants_copies_close_and_strangers_away() -> None:
     unit, photos = torch.eye(8), torch.arange(4)
     loss = partial(contrastive_loss, temperature=0.05, entropy_weight=2.0)
-    good = loss(unit[:4], unit[:4], photos)
-    apart = loss(unit[:4], unit[4:], photos)
-    twice = unit[[0, 0, 1, 1]]
-    crowded = loss(twice, twice, photos)
-    assert good < apart
-    assert good < crowded
-    same = loss(twice, twice, torch.tensor([0, 0, 1, 1]))  # a photo drawn twice
+    good = loss(unit[:4].expand(3, 4, 8), photos)
+    apart = [loss(torch.stack([unit[:4], *copies]), photos) for copies in _one_apart(unit)]
+    twice = unit[[0, 0, 1, 1]].expand(3, 4, 8)
+    assert all(good < worse for worse in apart)
+    assert good < loss(twice, photos)
+    same = loss(twice, torch.tensor([0, 0, 1, 1]))  # a photo drawn twice
     torch.testing.assert_close(same, good)
+
+
+def _one_apart(unit: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(unit[:4], unit[4:]), (unit[4:], unit[:4])]
+
+
+def test_the_loss_weighs_every_copy_alike_whatever_their_number() -> None:
+    torch.manual_seed(0)
+    views = torch.nn.functional.normalize(torch.randn(2, 6, 16), dim=2)
+    loss = partial(contrastive_loss, photos=torch.arange(6), temperature=0.1, entropy_weight=0.0)
+    once, again = loss(views), loss(views[[0, 1, 1]])
+    assert once < again < once + 1  # strangers are met once more, and that is all
+    strangers = views.flatten(0, 1) @ views.flatten(0, 1).T / 0.1
+    strangers[torch.arange(12)[:, None] % 6 == torch.arange(12) % 6] = -20.0
+    positive = (views[0] * views[1]).sum(1).repeat(2) / 0.1
+    plain = torch.nn.functional.softplus(strangers.logsumexp(1) - positive).mean()
+    torch.testing.assert_close(once, plain)
 
 
 def test_the_rotation_objective_trains() -> None:

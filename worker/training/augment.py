@@ -1,16 +1,19 @@
-"""Random views for contrastive training: a mild one stands for the stored picture, a hard one
-for the copy. After SSCD (Pizzi et al., 2022) and the ISC-2021 winners.
+"""Random views for contrastive training: a mild one stands for the stored picture, a slight and a
+hard one for copies of it. After SSCD (Pizzi et al., 2022) and the ISC-2021 winners.
 
 Every choice comes from the generator handed in, so a view is a function of (photo, seed).
 Edits are applied in the order pictures meet them: geometry, light, overlays, frames, recoding.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from worker.training import edits
+
+OneEdit = Callable[[Image.Image, Image.Image, np.random.Generator], Image.Image]
 
 WORDS = [
     "new",
@@ -42,6 +45,11 @@ def mild_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image
 
 
+def slight_view(image: Image.Image, other: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The picture with one edit, as most copies have: much closer to it than any re-shot is."""
+    return _ONE_EDIT[int(rng.integers(len(_ONE_EDIT)))](image, other, rng)
+
+
 def hard_view(image: Image.Image, other: Image.Image, rng: np.random.Generator) -> Image.Image:
     """The picture as copied: several edits of any strength; `other` comes behind or upon it."""
     if rng.random() < 0.85:
@@ -69,6 +77,12 @@ def reshot(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     image = edits.bend(image, *shifts)
     image = edits.crop(image, rng.uniform(0.7, 0.95), rng.uniform(0.9, 1.1), *rng.random(2))
     return _light(image, rng, 0.2)
+
+
+def _one_crop(least: float, most: float) -> OneEdit:
+    return lambda image, _, rng: edits.crop(
+        image, rng.uniform(least, most), rng.uniform(0.9, 1.1), *rng.random(2)
+    )
 
 
 def _geometry(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -139,8 +153,7 @@ def _frames(image: Image.Image, other: Image.Image, rng: np.random.Generator) ->
     if kind < 0.25:
         return edits.border(image, rng.uniform(0.03, 0.2), _colour(rng))
     if kind < 0.5:
-        aspect = 1.0 if rng.random() < 0.6 else math.exp(rng.uniform(-0.6, 0.6))
-        return edits.pad(image, aspect, _colour(rng))
+        return _pad(image, rng)
     if kind < 0.9:
         lines = [_words(rng, 4) for _ in range(int(rng.integers(0, 9)))]
         margin = 0.0 if rng.random() < 0.6 else rng.uniform(0.02, 0.3)
@@ -152,6 +165,11 @@ def _frames(image: Image.Image, other: Image.Image, rng: np.random.Generator) ->
     factor = rng.uniform(1.1, 1.6)
     backdrop = other.resize((round(image.width * factor), round(image.height * factor)))
     return edits.paste(backdrop, image, *rng.random(2).tolist())
+
+
+def _pad(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    aspect = 1.0 if rng.random() < 0.6 else math.exp(rng.uniform(-0.6, 0.6))
+    return edits.pad(image, aspect, _colour(rng))
 
 
 def _recoding(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -176,3 +194,22 @@ def _colour(rng: np.random.Generator) -> edits.RGB:
 
 def _words(rng: np.random.Generator, count: int) -> str:
     return " ".join(rng.choice(WORDS, count).tolist())
+
+
+_ONE_EDIT: tuple[OneEdit, ...] = (
+    _one_crop(0.55, 0.97),
+    _one_crop(0.4, 0.8),
+    lambda image, _, rng: edits.turn(image, rng.uniform(-8, 8), _colour(rng)),
+    lambda image, _, rng: edits.grey(image),
+    lambda image, _, rng: edits.blur(image, rng.uniform(0.004, 0.016)),
+    lambda image, _, rng: edits.noise(image, rng.uniform(5, 25), rng),
+    lambda image, _, rng: _light(image, rng, 0.8),
+    lambda image, _, rng: edits.jpeg(image, int(rng.integers(6, 50))),
+    _overlays,
+    lambda image, _, rng: edits.border(image, rng.uniform(0.04, 0.16), _colour(rng)),
+    lambda image, _, rng: _pad(image, rng),
+    lambda image, _, rng: edits.stretch(image, math.exp(rng.uniform(-0.2, 0.2))),
+    lambda image, _, rng: edits.scale(image, rng.uniform(0.25, 0.8)),
+    lambda image, _, rng: edits.mirror(image),
+    lambda image, _, rng: edits.quarter_turn(image, int(rng.integers(1, 4))),
+)

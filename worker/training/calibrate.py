@@ -141,9 +141,13 @@ def _tell(proposal: Proposal, nearest: Nearest, photos: list[Photo], console: Co
     )
     above = np.flatnonzero(nearest.similarity >= proposal.threshold)
     console.print(f"{len(above)} of these pictures reach it; the closest, to be judged by eye:")
-    for place in above[np.argsort(-nearest.similarity[above])][:20]:
-        other = photos[nearest.stranger[place]].name
-        line = f"  {nearest.similarity[place]:.4f}  {photos[place].name}  {other}"
+    pairs = {  # two that are each other's nearest are one pair
+        frozenset((int(place), int(nearest.stranger[place]))): float(nearest.similarity[place])
+        for place in above
+    }
+    for pair, similarity in sorted(pairs.items(), key=lambda told: -told[1])[:20]:
+        names = "  ".join(photos[place].name for place in sorted(pair))
+        line = f"  {similarity:.4f}  {names}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

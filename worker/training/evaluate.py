@@ -92,10 +92,10 @@ def main(argv: list[str]) -> int:
     console = Console()
     trials = evaluate(who, pictures, console)
     results = {trial.name: figures(trial) for trial in trials}
-    console.print(report.table(results, left_out))
+    document = _document(pictures, left_out, results)
+    console.print(report.table(results, document["pictures"], left_out))
     console.print(report.edits_table(results))
     if arguments.json:
-        document = _document(pictures, left_out, results)
         with writing(Path(arguments.json)):
             Path(arguments.json).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     if arguments.out:

@@ -57,8 +57,9 @@ class Lanes:
 def deal(photos: int, views: int, lanes: int) -> list[Tensor]:
     """Deal the rows of a (views * photos) batch, view by view, to lanes.
 
-    A photo's reference and its copy go to different lanes. Else both would carry the mark of their
-    lane's batch statistics, and the network would learn to match marks (He et al., 2020, on MoCo).
+    A photo's views go to different lanes, as far as there are any. Else they would carry the mark
+    of their lane's batch statistics, and the network would learn to match marks (He et al., 2020,
+    on MoCo).
     """
     rows = torch.arange(views * photos).reshape(views, photos)
     chunks = [row.tensor_split(lanes) for row in rows]

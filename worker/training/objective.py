@@ -7,24 +7,27 @@ et al., 2020) was measured to do harm, since a network that begins at random mov
 Rotation: which quarter turn was it (RotNet, Gidaris et al., 2018), for the comparison.
 """
 
-import torch
 from torch import Tensor, nn
 
 
 def contrastive_loss(
-    references: Tensor, copies: Tensor, photos: Tensor, temperature: float, entropy_weight: float
+    views: Tensor, photos: Tensor, temperature: float, entropy_weight: float
 ) -> Tensor:
-    """Loss of n pairs: references and copies (n, 128) unit rows, photos (n,) their ids."""
-    views, owners = torch.cat([references, copies]), torch.cat([photos, photos])
-    strangers = (views @ views.T).masked_fill(owners[:, None] == owners[None, :], -2.0)
+    """Loss of n photos seen v times: views (v, n, 128) unit rows, photos (n,) their ids.
 
-    positive = (references * copies).sum(1).repeat(2) / temperature
-    negative = (strangers / temperature).logsumexp(1)
-    attraction = nn.functional.softplus(negative - positive).mean()
+    The first views are the references, which each of the copies is to be close to.
+    """
+    rows, owners = views.flatten(0, 1), photos.repeat(len(views))
+    strangers = (rows @ rows.T).masked_fill(owners[:, None] == owners[None, :], -2.0)
+
+    positive = (views[0] * views[1:]).sum(2) / temperature
+    negative = (strangers / temperature).logsumexp(1).reshape(views.shape[:2])
+    asked = nn.functional.softplus(negative[:1] - positive).mean()
+    answered = nn.functional.softplus(negative[1:] - positive).mean()
 
     nearest = strangers.amax(1)
     entropy = -(2 - 2 * nearest).clamp(min=1e-4).sqrt().log().mean()
-    return attraction + entropy_weight * entropy
+    return (asked + answered) / 2 + entropy_weight * entropy
 
 
 def rotation_loss(pooled: Tensor, head: nn.Linear, turns: Tensor) -> Tensor:

@@ -23,9 +23,11 @@ TILE = 144  # pixels
 ACROSS = 4  # pairs in a row of a contact sheet
 
 
-def table(results: dict[str, dict[str, Any]], left_out: LeftOut | None) -> Table:
-    """A row a contestant for all edits together, and one for each tier."""
-    found = Table(title=_title(left_out))
+def table(
+    results: dict[str, dict[str, Any]], counts: dict[str, int], left_out: LeftOut | None
+) -> Table:
+    """A row a contestant for all edits together, and one for each tier; above it, of how many."""
+    found = Table(title=_title(counts, left_out))
     found.add_column("")
     found.add_column("edits")
     for head in ("µAP", "R@P0.99", "R@P0.999", "R@1e-6", "strangers hit"):
@@ -39,8 +41,11 @@ def table(results: dict[str, dict[str, Any]], left_out: LeftOut | None) -> Table
     return found
 
 
-def _title(left_out: LeftOut | None) -> str:
-    title = "Copy detection, all scores under one threshold a row"
+def _title(counts: dict[str, int], left_out: LeftOut | None) -> str:
+    title = (
+        f"{counts['originals']:,} originals, {counts['edits']} edits of each, "
+        f"{counts['strangers']:,} strangers; {counts['stored']:,} stored"
+    )
     if left_out is None:
         return title
     judge = f"{left_out.judge} ({left_out.model_id})" if left_out.model_id else left_out.judge

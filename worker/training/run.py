@@ -37,7 +37,7 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     start: str | None = None  # model id of the weights it began with; None: random numbers
-    batch: int = _option(256, "photos a step, each seen twice", whole(2))
+    batch: int = _option(256, "photos a step, each seen three times", whole(2))
     size: int = _option(
         128, "pixels a side, of the last phase and of the shipped network", whole(32)
     )
@@ -55,7 +55,7 @@ class Recipe:
         8, "photos that look alike brought together in a batch; 1 for none", whole(1)
     )
     reshots: int = _option(
-        4, "every so many-th photo is a made-up re-shot of the one before; 0 for none", whole(0)
+        12, "every so many-th photo is a made-up re-shot of the one before; 0 for none", whole(0)
     )
     temperature: float = _option(0.05, "of the contrastive loss", share(0, math.inf))
     entropy_weight: float = _option(
@@ -127,9 +127,9 @@ class Run:
     def _loss(self, rows: Tensor, labels: Tensor) -> Tensor:
         if self.recipe.objective == "rotation":
             return rotation_loss(rows, self.head, labels)
-        references, copies = rows.chunk(2)
         temperature, entropy_weight = self.recipe.temperature, self.recipe.entropy_weight
-        return contrastive_loss(references, copies, labels, temperature, entropy_weight)
+        views = rows.reshape(-1, len(labels), DIMENSIONS)
+        return contrastive_loss(views, labels, temperature, entropy_weight)
 
     def _set_rate(self) -> None:
         done = min(1.0, self.progress())

@@ -25,7 +25,8 @@ SPARE = 1.4  # a photo's short side over the view's: crops enlarge, but edits co
 
 
 class Views(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Item i: uint8 (2, S, S, 3) reference and copy, with their photo's index.
+    """Item i: uint8 (3, S, S, 3), a reference, a copy with one edit and one with several, with
+    their photo's index.
 
     For the rotation objective: (1, S, S, 3) a turned mild view, with its number of quarter turns.
     """
@@ -62,13 +63,13 @@ class Views(Dataset[tuple[NDArray[np.uint8], int]]):
         image = self.images[photo]
         if again:
             image, photo = augment.reshot(image, rng), ~photo
-        mild = to_pixels(augment.mild_view(image, rng), self.size)
+        other = self.images[int(rng.integers(len(self.images)))]
+        mild = augment.mild_view(image, rng)
         if self.objective == "rotation":
             turns = int(rng.integers(4))
-            return np.ascontiguousarray(np.rot90(mild, turns))[None], turns
-        other = self.images[int(rng.integers(len(self.images)))]
-        hard = to_pixels(augment.hard_view(image, other, rng), self.size)
-        return np.stack([mild, hard]), photo
+            return np.ascontiguousarray(np.rot90(to_pixels(mild, self.size), turns))[None], turns
+        copies = augment.slight_view(image, other, rng), augment.hard_view(image, other, rng)
+        return np.stack([to_pixels(view, self.size) for view in (mild, *copies)]), photo
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """The photos of an epoch, each once."""
