@@ -67,8 +67,7 @@ class Embedder:
         folder = compiled.expanduser()
         self._forward, self.mode = _prepared(network, mode, examples, folder, self.threads)
         self.fills = on_cuda or self.mode != "compiled"
-        # On a GPU another number of rows is computed by other kernels.
-        self._alone = not on_cuda and _same_alone(self._forward, examples[-1])
+        self._alone = _same_alone(self._forward, examples[-1])
         if not (self.fills or self._alone):
             self.chunk = 1
 
@@ -118,14 +117,19 @@ class Embedder:
         vectors = np.empty((len(pixels), DIMENSIONS), np.float32)
         start = 0
         while start < len(pixels):
-            rows = self.chunk if self.fills or len(pixels) - start >= self.chunk else 1
+            rows = self._rows(len(pixels) - start)
             chunk = pixels[start : start + rows]
-            vectors[start : start + rows] = self._embed_chunk(chunk)[: len(chunk)]
+            vectors[start : start + rows] = self._embed_chunk(chunk, rows)[: len(chunk)]
             start += rows
         return vectors
 
-    def _embed_chunk(self, chunk: NDArray[np.uint8]) -> NDArray[np.float32]:
-        rows = 1 if len(chunk) == 1 and self._alone else self.chunk
+    def _rows(self, left: int) -> int:
+        """Rows to compute at once where so many pictures are left, filled up or not."""
+        if left >= self.chunk or (self.fills and not (left == 1 and self._alone)):
+            return self.chunk
+        return 1
+
+    def _embed_chunk(self, chunk: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
         batch = torch.from_numpy(np.ascontiguousarray(chunk))
         if len(chunk) < rows:
             batch = torch.cat([batch, batch.new_zeros(rows - len(chunk), *chunk.shape[1:])])
@@ -231,7 +235,8 @@ def _prepared(
 
 def _same_alone(forward: Callable[[Tensor], Tensor], example: Tensor) -> bool:
     """Whether this machine computes the same to the bit for a picture alone and in company."""
-    if torch.get_num_threads() > 1:  # how they share the sums depends on the number of rows
+    # Threads share the sums, and a GPU chooses its kernels, by the number of rows.
+    if example.is_cuda or torch.get_num_threads() > 1:
         return False
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():

@@ -80,6 +80,6 @@ def move(trio: LocalRedis, key: str, begun: Callable[[], None]) -> None:
     begun()
     while keys := here.command("CLUSTER", "GETKEYSINSLOT", slot, KEYS):
         here.command("MIGRATE", HOST, target.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(PAUSE_SECONDS)  # so that images come while a part of the keys has moved
     for node in (target, *trio.nodes):
         Store(node.client()).command("CLUSTER", "SETSLOT", slot, "NODE", ids[target.port])

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -217,6 +218,26 @@ def test_unknown_modes_and_devices_are_refused() -> None:
 def test_imagenet_starts_uncalibrated() -> None:
     weights = from_full_network(resnet18(weights=None).state_dict())
     assert weights.description.threshold == 1.0
+
+
+@pytest.mark.parametrize("torch_threads", [1, 2])
+@pytest.mark.parametrize("mode", ["fp32", "bf16"])
+def test_a_picture_alone_gets_the_vector_it_has_in_company(mode: str, torch_threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(torch_threads)
+    try:
+        eager = Embedder.load(mode=mode, device="cpu")
+        shape = (11, eager.input_size, eager.input_size, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        together = eager.embed_pixels(pixels)
+        eager._forward = forward = Mock(wraps=eager._forward)
+        alone = np.concatenate([eager.embed_pixels(pixels[at : at + 1]) for at in range(11)])
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(alone, together)
+    # Threads share the sums by the number of rows, whether or not it shows on this machine.
+    rows = {len(call.args[0]) for call in forward.call_args_list}
+    assert rows <= ({1, CHUNK} if torch_threads == 1 else {CHUNK})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -24,6 +24,8 @@ from worker.training.settling import settle, whiten
 from worker.training.views import Views, batches, grouped
 from worker.weightfile import read
 
+# Rows of a unit matrix: four references, then two copies of each, of which one is elsewhere.
+ONE_COPY_APART = [[*range(4), *range(4), *range(4, 8)], [*range(4), *range(4, 8), *range(4)]]
 TINY = Recipe(steps=6, batch=8, size=40, early_size=32, early_share=0.5, lanes=2, alike=4)
 
 
@@ -164,16 +166,12 @@ def test_the_loss_wants_copies_close_and_strangers_away() -> None:
     unit, photos = torch.eye(8), torch.arange(4)
     loss = partial(contrastive_loss, temperature=0.05, entropy_weight=2.0)
     good = loss(unit[:4].expand(3, 4, 8), photos)
-    apart = [loss(torch.stack([unit[:4], *copies]), photos) for copies in _one_apart(unit)]
+    apart = [loss(unit[rows].reshape(3, 4, 8), photos) for rows in ONE_COPY_APART]
     twice = unit[[0, 0, 1, 1]].expand(3, 4, 8)
     assert all(good < worse for worse in apart)
     assert good < loss(twice, photos)
     same = loss(twice, torch.tensor([0, 0, 1, 1]))  # a photo drawn twice
     torch.testing.assert_close(same, good)
-
-
-def _one_apart(unit: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(unit[:4], unit[4:]), (unit[4:], unit[:4])]
 
 
 def test_the_loss_weighs_every_copy_alike_whatever_their_number() -> None:

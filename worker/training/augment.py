@@ -196,6 +196,7 @@ def _words(rng: np.random.Generator, count: int) -> str:
     return " ".join(rng.choice(WORDS, count).tolist())
 
 
+# Crops come twice: they are what most copies have.
 _ONE_EDIT: tuple[OneEdit, ...] = (
     _one_crop(0.55, 0.97),
     _one_crop(0.4, 0.8),
