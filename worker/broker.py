@@ -14,6 +14,7 @@ from kafka import KafkaConsumer
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.errors import (
     KafkaError,
+    KafkaTimeoutError,
     LogTruncationError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -329,7 +330,10 @@ class _translated:  # noqa: N801 - reads as a word in a `with` statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KafkaError):
-            raise InfrastructureError(f"{self._what}: {error!r}") from error
+            # kafka-python's own timeouts say nothing, or None.
+            silent = isinstance(error, KafkaTimeoutError) and not any(error.args)
+            told = "no answer in time" if silent else repr(error)
+            raise InfrastructureError(f"{self._what}: {told}") from error
 
 
 def record_of(message: Any, topic_id: str) -> Record:

@@ -7,7 +7,12 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from kafka.errors import KafkaTimeoutError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from kafka.errors import (
+    KafkaTimeoutError,
+    NoOffsetForPartitionError,
+    OffsetMetadataTooLargeError,
+    OffsetOutOfRangeError,
+)
 from kafka.record import memory_records
 from kafka.structs import ConsumerGroupMetadata, MemberState, TopicPartition
 
@@ -134,6 +139,26 @@ def test_a_position_that_is_gone_is_said_and_read_from_what_is_left(
     assert member.poll(0.1, 10) == []
     assert client.seeks == {P: "beginning"}
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KafkaTimeoutError(), "poll: no answer in time"),
+        (KafkaTimeoutError(None), "poll: no answer in time"),
+        (KafkaTimeoutError("6 s"), "poll: KafkaTimeoutError('6 s')"),
+        (OffsetMetadataTooLargeError(), "poll: OffsetMetadataTooLargeError()"),
+    ],
+)
+def test_what_kafka_did_not_do_is_said(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    """Also where kafka-python has no word for it."""
+    member, client, _ = consumer(monkeypatch)
+    client.fails = error
+    with pytest.raises(InfrastructureError) as raised:
+        member.poll(0.1, 10)
+    assert str(raised.value) == told
 
 
 def message(offset: int) -> SimpleNamespace:
