@@ -4,8 +4,8 @@
 
 Fills a topic with JPEGs of about 100 kB (inline, then as file:// events), lets a worker drain it,
 sends the same bytes again as exact copies, measures latency under load, and adds workers. In the
-same run, on the same cores: decoding and embedding alone ("ideal"), the straightforward fp32 loop,
-PDQ and pHash. Caveats: tests/bench/README.md.
+same run, on the same cores: decoding and embedding alone ("ideal"), the worker one writes first
+("fp32"), PDQ and pHash. Caveats: tests/bench/README.md.
 """
 
 import argparse
@@ -24,16 +24,18 @@ from tests.bench.rig import (
     PARTITIONS,
     Drained,
     Rig,
+    Servers,
     add_broker,
     file_events,
     inline_events,
     pick_broker,
 )
-from tests.bench.rivals import race
+from tests.bench.rivals import Pace, race
 from tests.stream.harness import by_uri, inline
 
 WARM_UP = 64
-RIVALS = ("ideal", "fp32", "pdq", "phash")
+RIVALS = ("ideal", "fp32 alone", "pdq", "phash")
+STRAIGHTFORWARD = ("-m", "tests.bench.straightforward")
 ROUNDS = 3  # of all that is compared, in turns: whatever disturbs a machine does not last
 SLOW_IMAGES = 60  # of the rivals that are an order slower, fewer do
 LOADS = (0.1, 0.3, 0.5, STEADY, 0.85, 0.95)  # of the measured maximum
@@ -97,19 +99,34 @@ class Bench:
         """Measure rivals; of several rounds of one the fastest counts."""
         for name in RIVALS:
             files = self.files if name == "ideal" else self.files[:SLOW_IMAGES]
-            pace = race(name, files, os.cpu_count() or 1, self.embed_mode)
-            earlier = self.results.rivals.get(name, pace)
-            self.results.rivals[name] = max(earlier, pace, key=lambda each: each.images_per_second)
-            print(f"{name}: {pace.images_per_second:.0f} images/s", flush=True)
+            self._keep(name, race(name, files, os.cpu_count() or 1, self.embed_mode))
+
+    def straightforward(self, servers: Servers, rig: Rig, number: int) -> None:
+        """Let the worker one writes first drain, on the same servers, for the n-th time.
+
+        The one measured stands still meanwhile.
+        """
+        files = self.files[:SLOW_IMAGES]
+        with Rig(self.directory, servers, 1, command=STRAIGHTFORWARD) as plain:
+            plain.drain(inline_events(f"plain-warm-up-{number}", files))
+            with rig.stopped():
+                drained = plain.drain(inline_events(f"plain-{number}", files))
+        self._keep("fp32", Pace(drained.images_per_second, drained.worker_cpu))
+
+    def _keep(self, rival: str, pace: Pace) -> None:
+        earlier = self.results.rivals.get(rival, pace)
+        self.results.rivals[rival] = max(earlier, pace, key=lambda each: each.images_per_second)
+        print(f"{rival}: {pace.images_per_second:.0f} images/s", flush=True)
 
     def one_worker(self, decode_processes: int, seconds: float) -> None:
         """Throughput, exact copies, file:// events and latency of one worker."""
-        with self._rig(1, decode_processes) as rig:
+        with Servers(self.broker) as servers, self._rig(servers, 1, decode_processes) as rig:
             found = self.results
             rounds = []
             for number in range(ROUNDS):
                 rounds.append(self._drain(rig, f"inline-{number}", "image"))
                 self.rivals()
+                self.straightforward(servers, rig, number)
             found.new = max(rounds, key=lambda each: each.images_per_second)
             found.exact = self._drain(rig, "inline-0", "copy")
             folder = self.directory / "files"
@@ -131,15 +148,20 @@ class Bench:
 
         They drain twice: what has just begun, Kafka's JVM above all, is slower at first.
         """
-        with self._rig(workers, 1) as rig:
+        with Servers(self.broker) as servers, self._rig(servers, workers, 1) as rig:
             rounds = [self._drain(rig, f"scaling-{number}-{at}", "image") for at in range(2)]
         found = self.results.scaling
         rounds += [found[workers]] if workers in found else []
         found[workers] = max(rounds, key=lambda each: each.images_per_second)
 
-    def _rig(self, workers: int, decode_processes: int) -> Rig:
-        settings = {"embed_mode": self.embed_mode, "decode_processes": decode_processes}
-        return Rig(self.directory, workers, self.broker, **settings)
+    def _rig(self, servers: Servers, workers: int, decode_processes: int) -> Rig:
+        return Rig(
+            self.directory,
+            servers,
+            workers,
+            embed_mode=self.embed_mode,
+            decode_processes=decode_processes,
+        )
 
     def _drain(self, rig: Rig, run: str, ids: str) -> Drained:
         rig.drain(inline_events(f"warm-up-{run}", self.files[:WARM_UP], ids))

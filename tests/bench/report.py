@@ -32,7 +32,8 @@ def summary(results: Results) -> dict[str, float]:
     new, exact = results.new, results.exact
     assert new and exact
     steady, by_uri = (_steady(each, new) for each in results.latencies.values())
-    ideal, fp32, pdq = (results.rivals[name] for name in ("ideal", "fp32", "pdq"))
+    rivals = ("ideal", "fp32", "fp32 alone", "pdq")
+    ideal, fp32, fp32_alone, pdq = (results.rivals[name] for name in rivals)
     least = min(results.scaling, default=0)
     return {
         "images_per_second": new.images_per_second,
@@ -40,6 +41,7 @@ def summary(results: Results) -> dict[str, float]:
         "cpu_ratio_to_ideal": new.worker_cpu / ideal.cpu_seconds,
         "wall_ratio_to_ideal": new.images_per_second / ideal.images_per_second,
         "speedup_over_fp32": new.images_per_second / fp32.images_per_second,
+        "speedup_over_fp32_alone": new.images_per_second / fp32_alone.images_per_second,
         "ratio_to_pdq": new.images_per_second / pdq.images_per_second,
         "exact_copy_cost_ratio": exact.worker_cpu / new.worker_cpu,
         "p50_seconds": steady.p50_seconds,

@@ -59,24 +59,54 @@ class Drained:
         return self.images / self.seconds
 
 
-class Rig:
-    """Servers and `workers` workers, each told `settings`. A context manager.
+class Servers:
+    """A broker, one of BROKERS, and a Redis. A context manager."""
 
-    `broker` is one of BROKERS.
+    def __init__(self, broker: str) -> None:
+        self.kafka: LocalKafka | LocalApacheKafka = BROKERS[broker]()
+        self.redis = LocalRedis()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.redis)
+            stack.enter_context(self.kafka)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+
+class Rig:
+    """Topics on some servers and `workers` workers, each told `settings`. A context manager.
+
+    `command` is what starts one: this project's worker, or one that is compared with it.
     """
 
-    def __init__(self, directory: Path, workers: int, broker: str, **settings: object) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        servers: Servers,
+        workers: int,
+        *,
+        command: Sequence[str] = ("-m", "worker"),
+        **settings: object,
+    ) -> None:
         self._directory, self._count, self._settings = directory, workers, settings
-        self._broker = broker
+        self._command = command
+        self.kafka, self.redis = servers.kafka, servers.redis
         self._stack = ExitStack()
         self.workers: list[Worker] = []
         self.ready_seconds = 0.0  # from the start of the workers until all were ready
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.redis = stack.enter_context(LocalRedis())
-            self.kafka: LocalKafka | LocalApacheKafka = BROKERS[self._broker]()
-            stack.enter_context(self.kafka)
             own = uuid4().hex[:8]
             self.topics = Topics(f"images-{own}", f"verdicts-{own}", f"dead-{own}", f"group-{own}")
             self.kafka.create_topics(dict.fromkeys(self.topics[:3], PARTITIONS))
@@ -108,7 +138,8 @@ class Rig:
             **self._settings,
         }
         log = self._directory / f"worker-{uuid4().hex[:8]}-{number}.log"
-        return Worker(self.kafka.bootstrap, self.redis.url, self.topics, log, **settings)
+        where = (self.kafka.bootstrap, self.redis.url, self.topics, log)
+        return Worker(*where, command=self._command, **settings)
 
     def _spread(self) -> bool:
         held = [worker.metric("dedup_assigned_partitions") for worker in self.workers]
@@ -127,7 +158,7 @@ class Rig:
     def drain(self, events: Sequence[Event]) -> Drained:
         """Fill the topic, then let the workers loose until every event has its outcome."""
         wanted, kinds = self.outcomes.seen + len(events), self._verdicts()
-        with self._stopped():
+        with self.stopped():
             self.fill(events)
             before = self._usages()
         begun, most = time.monotonic(), 0
@@ -174,7 +205,8 @@ class Rig:
         return found
 
     @contextmanager
-    def _stopped(self) -> Iterator[None]:
+    def stopped(self) -> Iterator[None]:
+        """Let the workers stand still; for less than SESSION_SECONDS."""
         for pid in self.pids():
             os.kill(pid, signal.SIGSTOP)
         try:

@@ -2,9 +2,8 @@
 
     ideal     decode and embed as the worker does, in batches, in one process a core: no Kafka, no
               Redis, nothing else. What is left to gain is the distance to this.
-    fp32      the straightforward worker's inner loop: Pillow, torchvision's transforms at 224 px,
-              an unfolded fp32 network, one picture at a time; torch uses the cores as it likes.
-              Its Kafka and its index are left out, in its favour.
+    fp32 alone
+              the inner loop of tests/bench/straightforward.py, without its Kafka and its Redis
     pdq       pdqhash over whole pictures, in one process a core
     phash     imagehash's pHash, likewise
 
@@ -39,8 +38,8 @@ class Pace:
 
 
 def race(rival: str, files: Sequence[bytes], processes: int, embed_mode: str) -> Pace:
-    """Let `processes` of one rival share the pictures; "fp32" always runs as one."""
-    processes = 1 if rival == "fp32" else processes
+    """Let `processes` of one rival share the pictures; "fp32 alone" always runs as one."""
+    processes = 1 if rival == "fp32 alone" else processes
     context = get_context("spawn")
     barrier, answers = context.Barrier(processes), context.SimpleQueue()
     lanes = [
@@ -95,22 +94,13 @@ def _ideal(processes: int, embed_mode: str) -> Run:
 
 
 def _fp32(_processes: int, _embed_mode: str) -> Run:
-    import torch
-    from PIL import Image
-    from torchvision.models import resnet18
-    from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+    from tests.bench.straightforward import load
 
-    full = resnet18(weights=None)
-    parts = [full.conv1, full.bn1, full.relu, full.maxpool, full.layer1, full.layer2, full.avgpool]
-    network = torch.nn.Sequential(*parts).eval()
-    colours = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    prepare = Compose([Resize((224, 224)), ToTensor(), colours])
+    embed = load()
 
     def run(files: Sequence[bytes]) -> None:
-        with torch.no_grad():
-            for data in files:
-                picture = prepare(Image.open(io.BytesIO(data)).convert("RGB"))
-                torch.nn.functional.normalize(network(picture[None]).flatten(1)).numpy()
+        for data in files:
+            embed(data)
 
     return run
 
@@ -139,7 +129,7 @@ def _phash(_processes: int, _embed_mode: str) -> Run:
 
 _SETUPS: dict[str, Callable[[int, str], Run]] = {
     "ideal": _ideal,
-    "fp32": _fp32,
+    "fp32 alone": _fp32,
     "pdq": _pdq,
     "phash": _phash,
 }

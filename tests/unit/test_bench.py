@@ -24,6 +24,7 @@ SUMMARY = {
     "cpu_ratio_to_ideal",
     "wall_ratio_to_ideal",
     "speedup_over_fp32",
+    "speedup_over_fp32_alone",
     "ratio_to_pdq",
     "exact_copy_cost_ratio",
     "p50_seconds",
