@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.bench.pictures import pictures
 from tests.bench.processes import usage
-from tests.bench.rig import Rig, Servers, add_broker, inline_events, pick_broker
+from tests.bench.rig import Rig, add_broker, inline_events, pick_broker, serving
 from tests.photos import jpeg
 from tests.stream.harness import Event
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="dedup-bench-") as directory:
         folder = Path(directory)
         settings = {"compiled_folder": folder / "compiled", "embed_mode": options.embed_mode}
-        with Servers(broker) as servers:
+        with serving(broker) as servers:
             with Rig(folder, servers, 1, **settings) as rig:
                 cold = rig.ready_seconds
             with Rig(folder, servers, 1, **settings) as rig:

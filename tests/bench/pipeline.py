@@ -29,6 +29,7 @@ from tests.bench.rig import (
     file_events,
     inline_events,
     pick_broker,
+    serving,
 )
 from tests.bench.rivals import Pace, race
 from tests.stream.harness import by_uri, inline
@@ -120,7 +121,7 @@ class Bench:
 
     def one_worker(self, decode_processes: int, seconds: float) -> None:
         """Throughput, exact copies, file:// events and latency of one worker."""
-        with Servers(self.broker) as servers, self._rig(servers, 1, decode_processes) as rig:
+        with serving(self.broker) as servers, self._rig(servers, 1, decode_processes) as rig:
             found = self.results
             rounds = []
             for number in range(ROUNDS):
@@ -148,7 +149,7 @@ class Bench:
 
         They drain twice: what has just begun, Kafka's JVM above all, is slower at first.
         """
-        with Servers(self.broker) as servers, self._rig(servers, workers, 1) as rig:
+        with serving(self.broker) as servers, self._rig(servers, workers, 1) as rig:
             rounds = [self._drain(rig, f"scaling-{number}-{at}", "image") for at in range(2)]
         found = self.results.scaling
         rounds += [found[workers]] if workers in found else []

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
@@ -60,28 +60,18 @@ class Drained:
         return self.images / self.seconds
 
 
-class Servers:
-    """A broker, one of BROKERS, and a Redis. A context manager."""
+class Servers(NamedTuple):
+    """What workers are started on."""
 
-    def __init__(self, broker: str) -> None:
-        self.kafka: LocalKafka | LocalApacheKafka = BROKERS[broker]()
-        self.redis = LocalRedis()
-        self._stack = ExitStack()
+    kafka: LocalKafka | LocalApacheKafka
+    redis: LocalRedis
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            stack.enter_context(self.redis)
-            stack.enter_context(self.kafka)
-            self._stack = stack.pop_all()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+@contextmanager
+def serving(broker: str) -> Iterator[Servers]:
+    """Start a broker, one of BROKERS, and a Redis."""
+    with LocalRedis() as redis, BROKERS[broker]() as kafka:
+        yield Servers(kafka, redis)
 
 
 class Rig:
