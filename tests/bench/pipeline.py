@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.bench import latency
 from tests.bench.pictures import pictures
-from tests.bench.report import STEADY, Results, plot, print_results, summary
+from tests.bench.report import STEADY, Results, Round, plot, print_results, summary
 from tests.bench.rig import (
     PARTITIONS,
     Drained,
@@ -37,8 +37,9 @@ from tests.stream.harness import by_uri, inline
 WARM_UP = 64
 RIVALS = ("ideal", "fp32 alone", "pdq", "phash")
 STRAIGHTFORWARD = ("-m", "tests.bench.straightforward")
-ROUNDS = 3  # of all that is compared, in turns: whatever disturbs a machine does not last
-SLOW_IMAGES = 60  # of the rivals that are an order slower, fewer do
+ROUNDS = 5  # of the worker and its rivals, in turns: whatever disturbs a machine does not last
+SCALING_ROUNDS = 3  # of numbers of workers, likewise
+SLOW_IMAGES = 200  # of the rivals that take longer, fewer do
 LOADS = (0.1, 0.3, 0.5, STEADY, 0.85, 0.95)  # of the measured maximum
 
 
@@ -52,9 +53,10 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="dedup-bench-") as directory:
         bench = Bench(Path(directory), files, broker, options.embed_mode, results)
         bench.one_worker(options.decode_processes, options.seconds)
-        for number in range(ROUNDS):
-            for count in options.workers:
-                bench.scaling(count, number)
+        for number in range(SCALING_ROUNDS):
+            results.scaling.append(
+                {count: bench.scaling(count, number) for count in options.workers}
+            )
     print_results(results)
     if options.plot:
         plot(results.latencies, options.plot)
@@ -96,45 +98,42 @@ class Bench:
     embed_mode: str
     results: Results
 
-    def rivals(self) -> None:
-        """Measure rivals; of several rounds of one the fastest counts."""
+    def rivals(self, servers: Servers, rig: Rig, number: int) -> dict[str, Pace]:
+        """Measure all of them, for the n-th time; the ideal first, right after the worker."""
+        found = {}
         for name in RIVALS:
             files = self.files if name == "ideal" else self.files[:SLOW_IMAGES]
-            self._keep(name, race(name, files, os.cpu_count() or 1, self.embed_mode))
+            found[name] = race(name, files, os.cpu_count() or 1, self.embed_mode)
+        found["fp32"] = self.straightforward(servers, rig, number)
+        for name, pace in found.items():
+            print(f"{name}: {pace.images_per_second:.0f} images/s", flush=True)
+        return found
 
-    def straightforward(self, servers: Servers, rig: Rig, number: int) -> None:
+    def straightforward(self, servers: Servers, rig: Rig, number: int) -> Pace:
         """Let the worker one writes first drain, on the same servers, for the n-th time.
 
         The one measured stands still meanwhile.
         """
         files = self.files[:SLOW_IMAGES]
         with Rig(self.directory, servers, 1, command=STRAIGHTFORWARD) as plain:
-            plain.drain(inline_events(f"plain-warm-up-{number}", files))
+            plain.drain(inline_events(f"plain-warm-up-{number}", files[:WARM_UP]))
             with rig.stopped():
                 drained = plain.drain(inline_events(f"plain-{number}", files))
-        self._keep("fp32", Pace(drained.images_per_second, drained.worker_cpu))
-
-    def _keep(self, rival: str, pace: Pace) -> None:
-        earlier = self.results.rivals.get(rival, pace)
-        self.results.rivals[rival] = max(earlier, pace, key=lambda each: each.images_per_second)
-        print(f"{rival}: {pace.images_per_second:.0f} images/s", flush=True)
+        return Pace(drained.images_per_second, drained.worker_cpu)
 
     def one_worker(self, decode_processes: int, seconds: float) -> None:
         """Throughput, exact copies, file:// events and latency of one worker."""
         with serving(self.broker) as servers, self._rig(servers, 1, decode_processes) as rig:
             found = self.results
-            rounds = []
             for number in range(ROUNDS):
-                rounds.append(self._drain(rig, f"inline-{number}", "image"))
-                self.rivals()
-                self.straightforward(servers, rig, number)
-            found.new = max(rounds, key=lambda each: each.images_per_second)
+                drained = self._drain(rig, f"inline-{number}", "image")
+                found.rounds.append(Round(drained, self.rivals(servers, rig, number)))
             found.exact = self._drain(rig, "inline-0", "copy")
             folder = self.directory / "files"
             folder.mkdir()
             found.files = rig.drain(file_events("files", self.files, folder))
             uris = [path.as_uri() for path in sorted(folder.iterdir())]
-            rates = (1.0, *(load * found.new.images_per_second for load in LOADS))
+            rates = (1.0, *(load * found.images_per_second for load in LOADS))
             for kind, each, make in (("inline", self.files, inline), ("file://", uris, by_uri)):
                 for rate in rates:
                     count = max(latency.LEAST_EVENTS, round(rate * seconds))
@@ -143,17 +142,17 @@ class Bench:
                     found.latencies.setdefault(kind, []).append(measured)
                     half = f"p50 {1e3 * measured.p50_seconds:.0f} ms"
                     print(f"{kind}, {rate:.0f}/s: {half}", flush=True)
+            found.redelivered += rig.redelivered()
 
-    def scaling(self, workers: int, number: int) -> None:
+    def scaling(self, workers: int, number: int) -> Drained:
         """Throughput and cost of several workers, each decoding in one process, for the n-th time.
 
         They drain twice: what has just begun, Kafka's JVM above all, is slower at first.
         """
         with serving(self.broker) as servers, self._rig(servers, workers, 1) as rig:
-            rounds = [self._drain(rig, f"scaling-{number}-{at}", "image") for at in range(2)]
-        found = self.results.scaling
-        rounds += [found[workers]] if workers in found else []
-        found[workers] = max(rounds, key=lambda each: each.images_per_second)
+            drained = [self._drain(rig, f"scaling-{number}-{at}", "image") for at in range(2)]
+            self.results.redelivered += rig.redelivered()
+        return max(drained, key=lambda each: each.images_per_second)
 
     def _rig(self, servers: Servers, workers: int, decode_processes: int) -> Rig:
         return Rig(

@@ -5,6 +5,8 @@ Owns the ratios and their names; measures nothing.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
+from typing import TypeVar
 
 from tests.bench.latency import Latency
 from tests.bench.rig import Drained
@@ -15,46 +17,92 @@ MB = 1e6
 STEADY = 0.7  # of the measured maximum: the load at which latency is stated
 
 
+@dataclass(frozen=True)
+class Round:
+    """The worker over pictures never seen, inline, and right after it all others over the same."""
+
+    worker: Drained
+    rivals: dict[str, Pace]
+
+
 @dataclass
 class Results:
-    """Everything measured in one run; complete when it is reported."""
+    """Everything measured in one run; complete when it is reported.
 
-    rivals: dict[str, Pace] = field(default_factory=dict)
-    new: Drained | None = None  # pictures never seen, inline
+    Of several rounds the middle counts, of a ratio the middle of the rounds' own ratios: the
+    fastest of each would compare moments in which the machine was not the same.
+    """
+
+    rounds: list[Round] = field(default_factory=list)
     exact: Drained | None = None  # the same bytes under other ids
     files: Drained | None = None  # pictures never seen, file:// events
     latencies: dict[str, list[Latency]] = field(default_factory=dict)  # by kind of event
-    scaling: dict[int, Drained] = field(default_factory=dict)
+    scaling: list[dict[int, Drained]] = field(default_factory=list)  # by number of workers
+    redelivered: int = 0  # events
+
+    @property
+    def new(self) -> Drained:
+        """The worker's middle round."""
+        return _middle([each.worker for each in self.rounds])
+
+    @property
+    def images_per_second(self) -> float:
+        """What is called the maximum."""
+        return self.new.images_per_second
+
+    def rival(self, name: str) -> Pace:
+        """Its middle round."""
+        return _middle([each.rivals[name] for each in self.rounds])
+
+    def speedup(self, name: str) -> float:
+        """Images a second over a rival's."""
+        return median(
+            each.worker.images_per_second / each.rivals[name].images_per_second
+            for each in self.rounds
+        )
+
+
+Paced = TypeVar("Paced", Drained, Pace)
+
+
+def _middle(rounds: list[Paced]) -> Paced:
+    return sorted(rounds, key=lambda each: each.images_per_second)[len(rounds) // 2]
 
 
 def summary(results: Results) -> dict[str, float]:
     """The figures a later run is compared with. Ratios are of processor time or of images/s."""
     new, exact = results.new, results.exact
-    assert new and exact
+    assert exact
     steady, by_uri = (_steady(each, new) for each in results.latencies.values())
-    rivals = ("ideal", "fp32", "fp32 alone", "pdq")
-    ideal, fp32, fp32_alone, pdq = (results.rivals[name] for name in rivals)
-    least = min(results.scaling, default=0)
     return {
-        "images_per_second": new.images_per_second,
-        "ideal_images_per_second": ideal.images_per_second,
-        "cpu_ratio_to_ideal": new.worker_cpu / ideal.cpu_seconds,
-        "wall_ratio_to_ideal": new.images_per_second / ideal.images_per_second,
-        "speedup_over_fp32": new.images_per_second / fp32.images_per_second,
-        "speedup_over_fp32_alone": new.images_per_second / fp32_alone.images_per_second,
-        "ratio_to_pdq": new.images_per_second / pdq.images_per_second,
+        "images_per_second": results.images_per_second,
+        "ideal_images_per_second": results.rival("ideal").images_per_second,
+        "cpu_ratio_to_ideal": median(
+            each.worker.worker_cpu / each.rivals["ideal"].cpu_seconds for each in results.rounds
+        ),
+        "wall_ratio_to_ideal": results.speedup("ideal"),
+        "speedup_over_fp32": results.speedup("fp32"),
+        "speedup_over_fp32_alone": results.speedup("fp32 alone"),
+        "ratio_to_pdq": results.speedup("pdq"),
         "exact_copy_cost_ratio": exact.worker_cpu / new.worker_cpu,
         "p50_seconds": steady.p50_seconds,
         "p99_seconds": steady.p99_seconds,
         "p50_seconds_by_uri": by_uri.p50_seconds,
         "p99_seconds_by_uri": by_uri.p99_seconds,
-        "rss_bytes": float(new.rss_bytes),
-        **{
-            f"cpu_ratio_{count}_workers_to_{least}": each.worker_cpu
-            / results.scaling[least].worker_cpu
-            for count, each in results.scaling.items()
-            if count != least
-        },
+        "rss_bytes": float(max(each.worker.rss_bytes for each in results.rounds)),
+        "redelivered_events": results.redelivered,
+        **_cost_of_more(results.scaling),
+    }
+
+
+def _cost_of_more(rounds: list[dict[int, Drained]]) -> dict[str, float]:
+    """Processor time an image over that of the fewest workers."""
+    least, *more = sorted(rounds[0]) or [0]
+    return {
+        f"cpu_ratio_{count}_workers_to_{least}": median(
+            each[count].worker_cpu / each[least].worker_cpu for each in rounds
+        )
+        for count in more
     }
 
 
@@ -66,15 +114,19 @@ def _steady(latencies: list[Latency], new: Drained) -> Latency:
 
 def print_results(results: Results) -> None:
     """Print tables of Markdown."""
-    assert results.new and results.exact and results.files
+    assert results.exact and results.files
     print("\n| over the same pictures | images/s | CPU ms/image |\n|---|---|---|")
-    for name, pace in results.rivals.items():
+    for name in results.rounds[0].rivals:
+        pace = results.rival(name)
         print(f"| {name} | {pace.images_per_second:.0f} | {MS * pace.cpu_seconds:.2f} |")
     drained = {
         "worker, inline": results.new,
         "worker, file://": results.files,
         "worker, exact copies": results.exact,
-        **{f"{count} workers": each for count, each in results.scaling.items()},
+        **{
+            f"{count} workers": _middle([each[count] for each in results.scaling])
+            for count in results.scaling[0]
+        },
     }
     for name, each in drained.items():
         print(f"| {name} | {each.images_per_second:.0f} | {MS * each.worker_cpu:.2f} |")

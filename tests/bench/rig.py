@@ -149,7 +149,7 @@ class Rig:
     def drain(self, events: Sequence[Event]) -> Drained:
         """Fill the topic, then let the workers loose until every event has its outcome."""
         wanted, kinds = self.outcomes.seen + len(events), self._verdicts()
-        repeated = self._total(REDELIVERIES)
+        repeated = self.redelivered()
         with self.stopped():
             self.fill(events)
             before = self._usages()
@@ -159,9 +159,9 @@ class Rig:
             self._read_a_while(wanted, begun)
         seconds, after = time.monotonic() - begun, self._usages()
         until(lambda: (self._verdicts() - kinds).total() >= len(events), 30, "a verdict each")
-        if again := self._total(REDELIVERIES) - repeated:
+        if again := self.redelivered() - repeated:
             # Their outcomes were counted, too, so that the clock stopped before all was done.
-            print(f"NOT VALID: {again:.0f} events were delivered twice meanwhile", flush=True)
+            print(f"NOT VALID: {again} events were delivered twice meanwhile", flush=True)
         costs = [
             (late.cpu_seconds - early.cpu_seconds) / len(events)
             for early, late in zip(before, after, strict=True)
@@ -192,8 +192,9 @@ class Rig:
     def _usages(self) -> tuple[Usage, Usage, Usage]:
         return usage(self.pids()), usage([self.kafka.pid]), usage([self.redis.pid])
 
-    def _total(self, name: str) -> float:
-        return sum(worker.metric(name) for worker in self.workers)
+    def redelivered(self) -> int:
+        """Events that came a second time so far; with any, no figure is to be trusted."""
+        return int(sum(worker.metric(REDELIVERIES) for worker in self.workers))
 
     def _verdicts(self) -> "Counter[str]":
         found: Counter[str] = Counter()

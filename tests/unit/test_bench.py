@@ -32,6 +32,7 @@ SUMMARY = {
     "p50_seconds_by_uri",
     "p99_seconds_by_uri",
     "rss_bytes",
+    "redelivered_events",
     "cpu_ratio_2_workers_to_1",
 }
 

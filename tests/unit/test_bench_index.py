@@ -30,6 +30,8 @@ SIZE = {  # of the index's bench: what every size must tell, then what explains 
     "faiss_recall",
     "largest_cluster",
     "median_cluster",
+    "p50_seconds_of_edits",
+    "p99_seconds_of_edits",
     "planted",
     "probes",
     "recall_of_verdicts",

@@ -191,7 +191,11 @@ def test_calibration_writes_weights_with_the_new_threshold(trained: Path, archiv
     assert calibrate.main(command.split()) == 0
     before, after = read(trained), read(written)
     assert after.model_id() == before.model_id()
-    assert after.description.threshold != before.description.threshold
+    threshold, evaluation = after.description.threshold, after.description.evaluation
+    assert threshold != before.description.threshold
+    assert evaluation["calibration"]["threshold"] == threshold
+    assert {"threshold", "recall_at_threshold"} <= before.description.evaluation.keys()
+    assert not {"threshold", "recall_at_threshold"} & evaluation.keys()
     assert plot.stat().st_size > 1000
 
 

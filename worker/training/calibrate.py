@@ -11,7 +11,7 @@ pictures, and continued as distances to a nearest neighbour fall: by a power (Le
 
 import argparse
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from worker.errors import ConfigError
 from worker.images import to_pixels
 from worker.training import report
 from worker.training.photos import Photo, distinct, read_photos, split
+from worker.training.trial import AT_THRESHOLD
 
 FEWEST = 200  # pictures; the 95 % point of fewer means little
 LOWER, UPPER = 0.80, 0.95  # the part of the tail that is fitted
@@ -127,10 +128,18 @@ def main(argv: list[str]) -> int:
             report.plot_calibration(nearest.similarity, proposal.threshold, Path(arguments.plot))
     if arguments.write:
         path = Path(arguments.write)
-        described = replace(embedder.description, threshold=proposal.threshold)
-        weightfile.save(path, replace(embedder.weights, description=described))
+        weightfile.save(path, _with(proposal, embedder.weights))
         print(f"{path}: the same weights with this threshold")
     return 0
+
+
+def _with(proposal: Proposal, weights: weightfile.Weights) -> weightfile.Weights:
+    """The same weights with this threshold, without what was measured at the one before."""
+    about = weights.description
+    kept = {name: told for name, told in about.evaluation.items() if name not in AT_THRESHOLD}
+    evaluation = {**kept, "calibration": asdict(proposal)}
+    about = replace(about, threshold=proposal.threshold, evaluation=evaluation)
+    return replace(weights, description=about)
 
 
 def _tell(proposal: Proposal, nearest: Nearest, photos: list[Photo], console: Console) -> None:
@@ -166,7 +175,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--held-out", type=share(0, 1), default=1.0, help="use the share training did not see"
     )
-    parser.add_argument("--plot", help="write the histogram to this PNG")
+    parser.add_argument("--plot", help="draw the share of pictures by nearest stranger (PNG)")
     parser.add_argument("--write", help="write the weights with the new threshold to this file")
     return parser.parse_args(argv)
 

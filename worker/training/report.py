@@ -1,6 +1,6 @@
 """What an evaluation looks like: a table, two plots, two contact sheets. Draws, measures nothing.
 
-The plots need matplotlib, which the `test` extra brings.
+The plots need matplotlib, which the `plots` extra brings.
 """
 
 from collections.abc import Sequence
@@ -154,7 +154,7 @@ def pyplot() -> ModuleType:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise ConfigError("plots need matplotlib: pip install '.[test]'") from error
+        raise ConfigError("plots need matplotlib: pip install '.[plots]'") from error
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -20,6 +20,12 @@ from worker.training.photos import Photo
 
 AT_ONCE = 32  # pictures edited and described together
 STRANGERS = "strangers"
+AT_THRESHOLD = (  # figures that are another threshold's once that is another one
+    "threshold",
+    "recall_at_threshold",
+    "recall_at_threshold_by_edit",
+    "strangers_called_duplicates",
+)
 
 
 @dataclass(frozen=True)
@@ -148,11 +154,9 @@ def figures(trial: Trial) -> dict[str, Any]:
     }
     if trial.threshold is not None:
         reached = trial.true >= trial.threshold
-        found["threshold"] = trial.threshold
-        found["recall_at_threshold"] = float(np.mean(reached))
-        found["recall_at_threshold_by_edit"] = _by_edit(reached)
-        flagged = np.mean(trial.nearest_strangers >= trial.threshold)
-        found["strangers_called_duplicates"] = float(flagged)
+        flagged = float(np.mean(trial.nearest_strangers >= trial.threshold))
+        told = (trial.threshold, float(np.mean(reached)), _by_edit(reached), flagged)
+        found |= zip(AT_THRESHOLD, told, strict=True)
     return found
 
 
