@@ -4,7 +4,7 @@ A lane's head is handed on once it is ready; a slow job holds back its own parti
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, Queue
 from threading import Condition, Lock
@@ -15,6 +15,7 @@ from worker.offsets import Partition
 
 Job = TypeVar("Job")
 Taken = TypeVar("Taken")
+Name = TypeVar("Name", bound=Hashable)
 
 CROWDED = 25  # times the patience, where so much is on its way that what comes last waits anyway
 LULL = 10  # times it: what has not come after so long is held up by something
@@ -124,25 +125,25 @@ class Lanes(Generic[Job]):
                 return
 
 
-class InLine:
+class InLine(Generic[Name]):
     """How many of each name are between two stages; none is kept of a name once all are through."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        self._counts: dict[Name, int] = {}
         self._lock = Lock()
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: Name) -> bool:
         return name in self._counts
 
     def __len__(self) -> int:
         return len(self._counts)
 
-    def enter(self, name: str) -> None:
+    def enter(self, name: Name) -> None:
         """One more is in line."""
         with self._lock:
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def leave(self, name: str) -> None:
+    def leave(self, name: Name) -> None:
         """One that entered is through."""
         with self._lock:
             self._counts[name] -= 1

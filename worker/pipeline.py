@@ -117,7 +117,8 @@ class Pipeline:
         self._turns: Turns[list[Job]] = Turns()
         # Each counter has one writing stage; the difference of two is what is between them.
         self._passed_to_decoders = self._passed_embedder = 0
-        self._deletes = InLine()  # by namespace
+        self._deletes: InLine[str] = InLine()  # by namespace
+        self._ids: InLine[tuple[str, str]] = InLine()  # those of adds and checks, with namespace
         self._stopping = Event()
         self._reader = Reader(
             self._fetch,
@@ -208,10 +209,9 @@ class Pipeline:
 
     def _recognise_stage(self) -> None:
         while jobs := self._sourced.take(self._settings.batch_images):
-            for job in jobs:
-                self._take_source(job)
+            early = [job for job in jobs if self._take_source(job)]
             with self._metrics.stage("recognise"):
-                self._resolver.recognise([job for job in jobs if self._may_be_known(job)])
+                self._resolver.recognise(early)
             self._passed_to_decoders += len(jobs)
             # Decoders may be busy with as many already: those done are handed on meanwhile.
             for at in range(0, len(jobs), SOON):
@@ -219,31 +219,50 @@ class Pipeline:
                     self._start_decoding(job)
                 self._decoded.put(jobs[at : at + SOON])
 
-    def _take_source(self, job: Job) -> None:
-        if job.event is not None and job.is_delete:
-            self._deletes.enter(job.event.namespace)
+    def _take_source(self, job: Job) -> bool:
+        """Put it in line with its bytes; whether to ask early if it is known."""
+        early = self._enter(job)
         if not job.live or job.is_delete:
             if job.source is not None:  # its partition is lost; its bytes may be on their way
                 job.source.add_done_callback(self._abandon)
-            return
+            return False
         if job.source is not None:
             try:
                 job.data = job.source.result()
             except EventError as error:
                 job.outcome = error
-                return
+                return False
             job.fetched = len(job.data)
         job.sha256 = hashlib.sha256(job.data).digest()
+        return early
+
+    def _enter(self, job: Job) -> bool:
+        """Put it in line; whether nothing is before it that must be decided first.
+
+        Past a delete still in line its image looks known yet. Past an earlier event of its id
+        that brings a new image, its own bytes, if they are known, would take the id.
+        """
+        if job.event is None:
+            return False
+        namespace, identity = job.event.namespace, (job.event.namespace, job.event.image_id)
+        if job.is_delete:
+            self._deletes.enter(namespace)
+            return False
+        first = namespace not in self._deletes and identity not in self._ids
+        self._ids.enter(identity)
+        return first
+
+    def _leave(self, job: Job) -> None:
+        if job.event is None:
+            return
+        if job.is_delete:
+            self._deletes.leave(job.event.namespace)
+        else:
+            self._ids.leave((job.event.namespace, job.event.image_id))
 
     def _abandon(self, source: "Future[bytes]") -> None:
         if source.exception() is None:
             self._reader.release(len(source.result()))
-
-    def _may_be_known(self, job: Job) -> bool:
-        """Whether to ask early: not past a delete still in line, whose image looks known yet."""
-        if job.event is None or job.is_delete or not job.live:
-            return False
-        return job.event.namespace not in self._deletes
 
     def _start_decoding(self, job: Job) -> None:
         if job.live and job.answer is None and not job.is_delete:
@@ -315,8 +334,7 @@ class Pipeline:
             with self._metrics.stage("resolve"):
                 self._resolver.resolve(jobs)
             for job in jobs:
-                if job.event is not None and job.is_delete:
-                    self._deletes.leave(job.event.namespace)
+                self._leave(job)
             self.outcomes.put(jobs)
 
 

@@ -4,15 +4,18 @@ Owns the order *index written → verdict stored*; publishing and committing com
 elsewhere. Every call may be repeated: the index answers a repeated call as it did the first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from worker import decide
 from worker.errors import DedupError, EventError, Reason
-from worker.index import Answer, Index
+from worker.index import Answer, Arrival, Index
 from worker.jobs import Job, segments
 from worker.messages import Verdict, VerdictKind, check_id, verdict_id
 from worker.metrics import Metrics
 from worker.retrying import Persistence
+
+Told = TypeVar("Told", Answer, Answer | None)
 
 
 class Resolver:
@@ -38,9 +41,7 @@ class Resolver:
     def recognise(self, jobs: list[Job]) -> None:
         """Answer known ids and known bytes before anything is decoded."""
         for segment in segments(jobs):
-            arrivals = [job.arrival() for job in segment]
-            answers = self._persist("recognise", self._index.recognise, arrivals)
-            for job, answer in zip(segment, answers, strict=True):
+            for job, answer in self._persist("recognise", _ask, self._index.recognise, segment):
                 job.answer = answer
             self._on_step("recognised")
 
@@ -58,17 +59,18 @@ class Resolver:
         event = job.event
         assert event is not None
         position, topic = (job.record.partition, job.record.offset), job.record.topic_id
-        self._persist(
-            "forget", self._index.forget, event.namespace, event.image_id, position, topic
-        )
+
+        def forget() -> None:
+            if not job.lease.lost:
+                self._index.forget(event.namespace, event.image_id, position, topic)
+
+        self._persist("forget", forget)
         self._on_step("forgotten")
 
     def _place(self, jobs: list[Job]) -> None:
         if not jobs:
             return
-        arrivals = [job.arrival() for job in jobs]
-        answers = self._persist("place", self._index.place, arrivals)
-        for job, answer in zip(jobs, answers, strict=True):
+        for job, answer in self._persist("place", _ask, self._index.place, jobs):
             job.answer = answer
             self._observe(answer)
         self._on_step("placed")
@@ -149,6 +151,16 @@ class Resolver:
             else verdict_id(event.namespace, event.image_id, answer.sequence)
         )
         return decide.render(packed, event, identity, names, self._model_id)
+
+
+def _ask(ask: Callable[[list[Arrival]], Sequence[Told]], jobs: list[Job]) -> list[tuple[Job, Told]]:
+    """What the index says to jobs that are still ours.
+
+    Asked anew at each try: an image that its partition's next owner was told to forget must not
+    be stored when Redis comes back.
+    """
+    ours = [job for job in jobs if not job.lease.lost]
+    return list(zip(ours, ask([job.arrival() for job in ours]), strict=True))
 
 
 def conclude(answer: Answer, threshold: float) -> decide.Decision:

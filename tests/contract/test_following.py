@@ -1,7 +1,7 @@
 """Following the log of centroids: forty thousand of them, and then only what is new."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,13 +10,13 @@ import pytest
 import redis
 
 from deploy.local import LocalRedis
-from tests.contract.harness import Bench, vectors
+from tests.contract.harness import Bench, place_all, vectors
 from worker.errors import InfrastructureError
 from worker.index import centroids
 from worker.index.centroids import LOG_PAGE, Columns, Table
 from worker.index.keys import ADDED, CENTROID, CLUSTER, Keys
 from worker.index.store import PIPELINE, Argument, Store
-from worker.vectors import Vectors
+from worker.vectors import Vectors, quantize
 
 CENTROIDS = 40_000
 SMALL = 25
@@ -183,3 +183,32 @@ def test_a_table_that_cannot_be_read_stays_what_it_was(server: LocalRedis) -> No
     assert (table.clusters(), table.version) == ([1], 1)
     table.refresh()
     assert_same(table, keys, store)
+
+
+def test_a_worker_looks_where_others_have_split_since(bench: Bench) -> None:
+    """Its table is old, and the cluster it would look into is alive: nothing of it has moved."""
+    left, right, apart = np.eye(3, 128)
+    tilt = np.deg2rad(40)
+    one, other = (np.cos(tilt) * left + sign * np.sin(tilt) * right for sign in (1, -1))
+    between = quantize((0.72 * one + 0.69 * apart)[None])
+    late, early = (
+        bench.index(probes=64, probe_margin=0.0, least_probes=1, first_cluster_limit=32)
+        for _ in range(2)
+    )
+    late.open(bench.namespace)
+
+    def fill(prefix: str, counts: Iterable[int]) -> None:
+        for number, (axis, count) in enumerate(zip((apart, one, other), counts, strict=True)):
+            noise = np.random.default_rng(number).normal(scale=0.01, size=(count, 128))
+            place_all(early, bench.arrivals(f"{prefix}-{number}", quantize(axis + noise)))
+
+    fill("before", (20, 10, 10))
+    late.refresh()
+    assert late.stats()["clusters"] == early.stats()["clusters"] == 2
+    fill("since", (0, 12, 12))
+    assert early.stats()["clusters"] == 3
+    early.place([bench.arrival("first", between[0])])
+    assert late.stats()["clusters"] == 2
+    (answer,) = late.place([bench.arrival("second", between[0])])
+    assert answer.earliest is not None
+    assert (answer.earliest.image_id, answer.truncated) == ("first", False)

@@ -100,6 +100,26 @@ def test_every_kind_of_event(
     assert committed(kafka_server, topics)[TopicPartition(topics.images, 0)] == len(events)
 
 
+def test_an_id_is_its_first_events_whatever_is_known_of_the_next_ones_bytes(
+    kafka_server: LocalKafka, topics: Topics, start_worker: StartWorker
+) -> None:
+    """Known bytes are recognised before anything is decoded: not past an event of the same id."""
+    known = jpeg(photos()["chelsea"])
+    start_worker(**PATIENT).wait_ready()
+    with Reader(kafka_server.bootstrap, topics.verdicts, topics.dead_letters) as reader:
+        publish(kafka_server.bootstrap, topics.images, [inline("known", known, partition=0)])
+        reader.wait(lambda: len(reader.messages[topics.verdicts]) == 1, VERDICT_SECONDS, "one")
+        again = inline("twice", known, partition=0)
+        new = inline("twice", jpeg(photos()["coffee"]), partition=0)
+        publish(kafka_server.bootstrap, topics.images, [new, again])
+        reader.wait(lambda: len(reader.messages[topics.verdicts]) == 2, VERDICT_SECONDS, "two")
+        reader.wait(lambda: len(reader.messages[topics.dead_letters]) == 1, VERDICT_SECONDS, "it")
+        verdict = reader.verdicts(topics.verdicts)[-1]
+        (dead,) = reader.messages[topics.dead_letters]
+    assert (verdict["image_id"], verdict["verdict"]) == ("twice", "unique")
+    assert (dead.value, dict(dead.headers)["dedup-reason"]) == (known, b"id_conflict")
+
+
 def check_build_info(info: dict[str, str], verdicts: list[dict[str, Any]]) -> None:
     """It says what runs, as the verdicts do."""
     assert {info["model_id"]} == {verdict["model_id"] for verdict in verdicts}

@@ -181,6 +181,17 @@ def test_comparing_leaves_out_deleted_later_and_own_records(at_once: int) -> Non
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
+def test_a_record_that_moved_meanwhile_is_listed_once(at_once: int) -> None:
+    (row,) = vectors(1)
+    from_here, to_there = Prefix(1), Prefix(2)
+    for prefix in (from_here, to_there):
+        prefix.extend(state(1, 1), 0, packed(row[None]))
+    query = Query(row, [from_here, to_there], before=9)
+    for found in compare([query] * at_once, 0.5, 9):
+        assert [match.sequence for match in found.matches] == [1]
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
 def test_a_deleted_record_does_not_hide_what_is_unlike(at_once: int) -> None:
     """Its product is 0, which is more than that of a record that points away."""
     (row,) = vectors(1)

@@ -202,7 +202,8 @@ def _choose(
     sequences: list[int], exact: list[float], compared: int, threshold: float, matches: int
 ) -> Found:
     """Pick what the answer needs: the most similar first, the earlier first among equals."""
-    ranked = sorted(zip([-near for near in exact], sequences, strict=True))
+    # Once each: a record that moves between two scripts of a batch is in both clusters for a while.
+    ranked = sorted(set(zip([-near for near in exact], sequences, strict=True)))
     found = [Match(sequence, -near) for near, sequence in ranked]
     if not found or found[0].similarity < threshold:
         return Found(None, found[0] if found else None, (), compared)

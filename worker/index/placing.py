@@ -26,6 +26,9 @@ from worker.vectors import Vectors
 ROW = 160
 """Bytes of cache a record takes, spare room included; only to keep a part within the cache."""
 
+COMPARED = ("placed", "again")
+"""Outcomes of arrivals that are compared with what they probed."""
+
 
 class Routed(NamedTuple):
     """An arrival, where it goes, and what its script said."""
@@ -58,17 +61,44 @@ class Placing:
         generation has stopped answering.
         """
         vectors = np.stack([arrival.vector for arrival in arrivals if arrival.vector is not None])
-        chosen = self._settings
-        routes = space.table.route(vectors, chosen.probes, chosen.probe_margin, chosen.least_probes)
+        version = space.table.version
+        routes = self._route(space, vectors)
         answers: list[Answer | bool | None] = []
         stale = False
         for part in self._parts(space, routes):
             told = self._ask(space, arrivals[part], vectors[part], routes[part])
-            answers += self._conclude(space, told)
+            concluded = self._conclude(space, told)
             stale |= any(each.reply.outcome == STALE for each in told)
             self._catch_up(space, told)
+            for at in self._astray(space, told, version):
+                concluded[at] = False
+            answers += concluded
             self.cache.trim()
         return answers, stale
+
+    def _route(self, space: Space, vectors: Vectors) -> list[Route]:
+        chosen = self._settings
+        return space.table.route(vectors, chosen.probes, chosen.probe_margin, chosen.least_probes)
+
+    def _astray(self, space: Space, told: list[Routed], version: int) -> list[int]:
+        """Those that would look elsewhere, too, by the clusters there were at their script.
+
+        `version` is that of the table by which they were routed. A split elsewhere may have made
+        a centroid that is nearer than those probed, and what was stored there since is not seen.
+        """
+        late = [
+            at
+            for at, each in enumerate(told)
+            if each.reply.outcome in COMPARED and each.reply.version > version
+        ]
+        if not late:
+            return []
+        routes = self._route(space, np.stack([told[at].vector for at in late]))
+        return [
+            at
+            for at, route in zip(late, routes, strict=True)
+            if not set(route.clusters) <= set(told[at].route.clusters)
+        ]
 
     def _parts(self, space: Space, routes: list[Route]) -> Iterable[slice]:
         """Split a batch so that the clusters of each part fit into the cache, and a script."""
@@ -135,7 +165,7 @@ class Placing:
 
     def _conclude(self, space: Space, told: list[Routed]) -> list[Answer | bool | None]:
         """Compare the arrivals whose script answered everything, in one go."""
-        whole = [each for each in told if each.whole and each.reply.outcome in ("placed", "again")]
+        whole = [each for each in told if each.whole and each.reply.outcome in COMPARED]
         found = compare(
             [_query(each) for each in whole],
             self._settings.threshold,
