@@ -256,7 +256,7 @@ def test_one_thread_takes_at_a_time() -> None:
 
 
 def test_what_is_in_line_is_counted_by_name_and_nothing_is_kept_of_the_rest() -> None:
-    line = InLine()
+    line: InLine[str] = InLine()
     for name in ("a", "b", "a"):
         line.enter(name)
     line.leave("a")
