@@ -17,7 +17,7 @@ from worker.images import PREPROCESSING, ImageLimits, decode
 from worker.network import DIMENSIONS, PER_DATASET, TruncatedResNet18, cut
 
 DEFAULT_PATH = Path(__file__).parent / "weights" / "default.safetensors"
-DEFAULT_SHA256 = "940766cf063e84560e41f0dbda48c43e39358d6622f8bac29c41e9c60f95c0f5"
+DEFAULT_SHA256 = "7cbed1f11ff2261fd8aef684e90977f121d7a34818bd36ce617260850ca1549c"
 IMAGENET_SIZE = 224  # pixels, as its training had
 MODES = ("auto", "fp32", "bf16", "compiled")
 COMPILED = Path("~/.cache/image-dedup-stream")  # compiled networks, kept across starts

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pdqhash", reason="the bench extra is not installed")
@@ -104,8 +106,23 @@ def test_the_embedding_modes_are_compared(
     assert modes["fp32"]["most_moved"] == 0
     for each in modes.values():
         assert each["least_cosine"] >= embed.NEAR_ENOUGH
-        assert each["pairs"] == 16
+        assert (each["pairs"], each["verdicts"], each["verdicts_changed"]) == (16, 4, 0)
         assert each["images_per_second"].keys() == each["cpu_seconds"].keys() == {"1", "8", "64"}
+
+
+def test_a_mode_that_changes_verdicts_is_told() -> None:
+    """Three pictures and their copies; the first copy is as near to the threshold as can be."""
+    exact = np.eye(6, 128, dtype=np.float32)
+    exact[3:] = exact[:3]
+    exact[3, :3] = 0.76, 0.0, 0.65
+    other = exact.copy()
+    other[3, :3] = 0.74, 0.0, 0.67
+    found = embed._agreement(exact, other, 0.75)
+    assert (found["verdicts"], found["verdicts_changed"], found["pairs_crossing"]) == (3, 1, 1)
+    mode = partial(embed.Mode, "compiled", "cpu", 0.0, images_per_second={}, cpu_seconds={})
+    found["least_cosine"] = 1.0
+    assert not embed._near_enough(mode(**found))
+    assert embed._near_enough(mode(**(found | {"verdicts_changed": 0})))
 
 
 def test_photos_are_taken_as_they_are_where_there_are_enough(photos: Path) -> None:
