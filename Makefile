@@ -53,7 +53,7 @@ clean: ## remove everything that was made here
 
 $(RUN):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.demo: $(DEPENDENCIES) | $(RUN)
 	@echo "installing what the demo needs into $(VENV) (about 6 GB with torch, once)"

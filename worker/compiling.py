@@ -113,7 +113,7 @@ def _fingerprint(network: nn.Module, example: Tensor) -> str:
     digest = hashlib.sha256()
     facts = (
         *(torch.__version__, platform.machine(), *_processor(), str(OPTIONS)),
-        *(str(example.shape), str(example.device), str(network)),
+        *(str(example.shape), str(example.device), _cores(example.device), str(network)),
         inspect.getsource(inspect.getmodule(type(network)) or type(network)),
         *(f"{k} {v}" for k, v in vars(network).items() if isinstance(v, bool | int | float | str)),
     )
@@ -122,6 +122,13 @@ def _fingerprint(network: nn.Module, example: Tensor) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _cores(device: torch.device) -> str:
+    """What code is made for besides: inductor writes in how many threads share a loop, or none."""
+    if device.type == "cpu":
+        return str(torch.get_num_threads())
+    return torch.cuda.get_device_name(device)
 
 
 def _processor() -> Iterator[str]:

@@ -174,6 +174,11 @@ def test_a_network_is_known_by_everything_that_shapes_its_code(tmp_path: Path) -
     network.note = "another"  # type: ignore[assignment]
     assert compiling._fingerprint(network, example) != first
     del network.note
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    another = compiling._fingerprint(network, example)
+    torch.set_num_threads(threads)
+    assert another != first
     with torch.no_grad():
         network.weight[0, 0] += 1
     assert compiling._fingerprint(network, example) != first

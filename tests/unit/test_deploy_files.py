@@ -241,3 +241,27 @@ def test_the_image_runs_as_nobody_special_and_holds_every_package() -> None:
     for package in packages:
         init = f"{package.replace('.', '/')}/__init__.py"
         assert any(fnmatch(init, source) or init.startswith(f"{source}/") for source in copied)
+
+
+def test_an_environment_that_could_not_be_made_is_not_taken_for_one(tmp_path: Path) -> None:
+    """As on a Debian without python3-venv, which leaves half of one."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    halfway = tmp_path / "python"
+    halfway.write_text(
+        '#!/bin/sh\n[ "$2" = venv ] || exit 0\nmkdir -p "$3/bin"; touch "$3/bin/python"; exit 1\n'
+    )
+    halfway.chmod(0o700)
+    made = [
+        subprocess.run(
+            ["make", "venv", f"PYTHON={halfway}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for _ in range(2)
+    ]
+    assert [done.returncode for done in made] == [2, 2]
+    assert made[0].stdout == made[1].stdout
+    assert not (tmp_path / ".venv").exists()
