@@ -110,6 +110,35 @@ def test_records_appended_while_a_split_is_planned_are_not_lost(bench: Bench) ->
     bench.assert_whole()
 
 
+def test_an_image_that_comes_to_a_dead_cluster_as_it_is_merged_away_is_not_lost(
+    bench: Bench,
+) -> None:
+    """Where nothing lived, the plan names no cluster that takes anything."""
+    index, other = bench.index(), bench.index()
+    place_all(index, bench.arrivals("p", vectors(100)))
+    other.open(bench.namespace)
+    space = other._spaces[bench.namespace]
+    dying, *_ = space.table.clusters()
+    contents = other._maintainer.read(space, dying)
+    assert contents is not None
+    for sequence in contents.sequences[contents.living]:
+        name = index.names(bench.namespace, [int(sequence)])[int(sequence)]
+        assert index.forget(bench.namespace, name, bench.arrival("-").position)
+    centroid = space.table.centroid(dying)
+    late = [bench.arrival("late", centroid)]
+
+    def insert(name: str) -> None:
+        if name == "planned" and late:
+            index.place([late.pop()])
+
+    vars(vars(other)["_maintainer"])["_step"] = insert
+    assert other.maintain()
+    assert (late, dying in space.table) == ([], False)
+    found = index.place([bench.arrival("copy", centroid, store=False)])
+    assert earliest_ids(found) == ["late"]
+    bench.assert_whole()
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_call_of_redis_that_fails_in_a_split_leaves_no_lock(bench: Bench, step: str) -> None:
     """Only of a worker that died has anybody to wait for the end of a lock's life."""

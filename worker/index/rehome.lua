@@ -8,7 +8,8 @@
 -- ARGV[5]  '1' retire the cluster, '0' keep it and zero what leaves
 -- ARGV[6]  outputs, 132 bytes each: cluster id, 0 for a new one, and its centroid (read for new ones)
 -- ARGV[7]  one byte a record: its output, from 1; 0 stays (or is dead). Records appended since the
---          plan are put to the nearest new output when the cluster retires, and stay otherwise
+--          plan are put to the nearest new output when the cluster retires (where none is new, to the
+--          first one; where there is none at all, the answer is 'changed'), and stay otherwise
 -- ARGV[8]  cluster limit
 -- ARGV[9]  hard limit
 -- ARGV[10] records appended since the plan that may be placed here
@@ -80,9 +81,9 @@ for index = 0, (retire and state.length or planned) - 1 do
     local sequence = struct.unpack('<I8', record)
     if sequence > 0 then
       if index >= planned then target = nearest(string.sub(record, 9)) end
-      -- A living record the plan has no place for.
-      if target == 0 then return {'changed'} end
       local output = outputs[target]
+      -- A living record the plan has no place for.
+      if not output then return {'changed'} end
       output.records[#output.records + 1] = record
       leaving[#leaving + 1] = {index = index, sequence = sequence, output = output}
     end
