@@ -304,15 +304,18 @@ class Service:
         auditor = Auditor(self._index, self._settings, self.metrics)
         while not self._stopping.is_set():
             started = monotonic()
-            try:
-                busy = self._index.maintain(None)
-                auditor.step()
-                self._sparing.over("maintenance")
-            except InfrastructureError as error:
-                if self._sparing.due("maintenance", str(error)):
-                    log.info("maintenance waits", extra={"error": str(error)})
-                busy = False
+            busy = self._unless_it_waits("maintenance", self._index.maintain)
+            self._unless_it_waits("audit", auditor.step)
             if busy:
                 self.metrics.stage_seconds.labels("maintain").observe(monotonic() - started)
             else:
                 self._stopping.wait(IDLE_SECONDS)
+
+    def _unless_it_waits(self, name: str, work: Callable[[], Result]) -> Result | None:
+        """Do some of a work that can wait; None where Redis, or what it holds, is in trouble."""
+        try:
+            return work()
+        except InfrastructureError as error:
+            if self._sparing.due(name, str(error)):
+                log.info("%s waits", name, extra={"error": str(error)})
+            return None

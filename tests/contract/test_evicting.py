@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deploy.local import LocalRedis
-from tests.contract.harness import Bench, near, place_all, vectors
+from tests.contract.harness import Bench, maintain, near, place_all, vectors
 from worker.errors import InfrastructureError
 from worker.index.cache import LAYOUT
 from worker.index.keys import CLUSTER, RECORD, State
@@ -84,6 +84,21 @@ def test_records_of_an_image_that_is_missing_are_not_moved(bench: Bench, retire:
     with pytest.raises(InfrastructureError, match="an image that is missing; see `python -m"):
         store.script("rehome", keys, *arguments)
     assert contents(bench) == before
+
+
+def test_upkeep_of_a_damaged_namespace_holds_up_no_other(bench: Bench) -> None:
+    """What is wrong with it is raised once the others have nothing left to do."""
+    other, index, rows = Bench(bench.connect, f"{bench.namespace} too"), bench.index(), vectors(40)
+    for each in (bench, other):
+        index.place(each.arrivals("p", rows))
+    assert index.namespaces() == [bench.namespace, other.namespace]
+    key, first = bench.keys().record(3)
+    bench.store().command("HDEL", key, first)
+    with pytest.raises(InfrastructureError, match="an image that is missing; see `python -m"):
+        maintain(index)
+    assert index.stats()["splits"] > 0
+    assert not other.store().command("SCARD", other.keys().due)
+    other.assert_whole()
 
 
 def contents(bench: Bench) -> dict[str, bytes]:

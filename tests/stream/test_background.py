@@ -40,6 +40,35 @@ def test_a_background_thread_that_dies_ends_an_idle_worker(
     assert "worker died" in [line["message"] for line in worker.lines()]
 
 
+def test_a_damaged_namespace_stops_neither_upkeep_nor_audits_of_others(
+    redis_server: LocalRedis, start_worker: StartWorker
+) -> None:
+    damaged, whole = (Bench(redis_server.client, name) for name in ("damaged", "whole"))
+    index = damaged.index(model=Embedder.load(mode="fp32").model_id)
+    for bench in (damaged, whole):
+        index.place(bench.arrivals("p", vectors(40)))
+    key, first = damaged.keys().record(3)
+    damaged.store().command("HDEL", key, first)
+    worker = start_worker(
+        namespaces="damaged,whole",
+        cluster_limit=32,
+        first_cluster_limit=32,
+        audit_images=10,
+        audit_pause_seconds=1,
+    ).wait_ready()
+    store, due = whole.store(), whole.keys().due
+    until(lambda: not store.command("SCARD", due), END_SECONDS, "upkeep of the other")
+    waits = "maintenance waits"
+    until(lambda: waits in {line["message"] for line in worker.lines()}, END_SECONDS, waits)
+
+    def audited() -> set[str]:
+        return {line["namespace"] for line in worker.lines() if line["message"] == "audited"}
+
+    until(lambda: audited() == {"damaged", "whole"}, END_SECONDS, "an audit of each")
+    assert worker.running
+    whole.assert_whole()
+
+
 def turn_away(bench: Bench) -> None:
     """Let every other cluster point the wrong way: what it holds is out of reach for routing."""
     store, keys = bench.store(), bench.keys()

@@ -180,10 +180,20 @@ class Index:
         """Do one bounded piece of upkeep (split, merge, compact); False when nothing was done.
 
         Without a namespace, the first opened one with work is taken. Fenced: any number of
-        workers may call it at once.
+        workers may call it at once. One in trouble holds up no other: its InfrastructureError is
+        raised where nothing was done elsewhere.
         """
         spaces = [self._space(namespace)] if namespace else self._spaces.opened()
-        return any(self._maintainer.work(space) for space in spaces)
+        troubles = []
+        for space in spaces:
+            try:
+                if self._maintainer.work(space):
+                    return True
+            except InfrastructureError as error:
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
+        return False
 
     def missing(self, namespace: str) -> Missing:
         """Begin to compare what answers now with the generation built: what that one lacks."""
