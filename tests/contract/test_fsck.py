@@ -4,20 +4,21 @@ import itertools
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from deploy.local import LocalRedis
 from tests.contract.harness import Bench, place_all, vectors
 from worker import __main__ as worker
-from worker.index import Index
+from worker.index import Index, fsck_images
 from worker.index.fsck import check
 from worker.index.fsck_clusters import AT_ONCE
 from worker.index.fsck_roots import namespaces
 from worker.index.keys import NAMESPACES, Keys, encode
-from worker.index.store import PIPELINE, Store
+from worker.index.store import PIPELINE, Argument, Store
 
 
 def test_fsck_checks_the_generation_being_built(bench: Bench) -> None:
@@ -67,6 +68,30 @@ def test_fsck_follows_an_id_through_all_its_lives_and_in_no_circle(bench: Bench)
     bench.store().command("HSET", keys.record(3)[0], keys.record(3)[1] + 3, 3)
     said = check(bench.store(), bench.namespace)
     assert said == [f"the id of sequence {n} does not lead back to it" for n in (1, 2)]
+
+
+def test_fsck_follows_each_of_many_lives_once(
+    single: LocalRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are spread over many pages, of other images each."""
+    bench, count = Bench(single.client, f"lives-{uuid.uuid4().hex}"), 100
+    index, rows = bench.index(), vectors(2 * count)
+    for at in range(count):
+        index.place([bench.arrival("again", rows[at], bytes=at)])
+        index.place([bench.arrival(f"p-{at}", rows[count + at])])
+        assert index.forget(bench.namespace, "again", bench.arrival("-").position)
+    asked: list[tuple[Argument, ...]] = []
+    commands = Store.commands
+
+    def counted(self: Store, those: Iterable[tuple[Argument, ...]]) -> list[Any]:
+        asked.extend(those := list(those))
+        return commands(self, those)
+
+    monkeypatch.setattr(Store, "commands", counted)
+    monkeypatch.setattr(fsck_images, "PAGE", 1)
+    bench.assert_whole()
+    ways_back = [each for each in asked if each[0] == "HGET" and "rec:" in str(each[1])]
+    assert len(ways_back) == count
 
 
 def test_fsck_asks_for_many_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

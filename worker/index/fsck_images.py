@@ -114,28 +114,41 @@ def _check_names(notes: Notes, names: Named) -> Named:
 
     Answers those that are not the last of their id, and the id's digest.
     """
+    sequences = [sequence for sequence, _ in names]
     digests = [digest(name.decode(errors="replace")) for _, name in names]
-    notes.ids[[sequence for sequence, _ in names]] = [end(each) for each in digests]
+    marks = [end(each) for each in digests]
+    notes.ids[sequences] = marks
     latest = notes.look_up("id:", digests)
-    waiting = [(sequence, at) for (sequence, _), at in zip(names, latest, strict=True)]
-    former = [
+    lives = list(zip(sequences, marks, latest, strict=True))
+    # Once an id, at the first of its lives: from each of thousands the way would be as long.
+    heads = {
+        (at, mark)
+        for sequence, mark, at in lives
+        if at not in (None, sequence)
+        and not notes.followed(sequence, mark)
+        and not notes.followed(at, mark)
+    }
+    _follow(notes, list(heads))
+    for sequence, mark, at in lives:
+        if at != sequence and not notes.followed(sequence, mark):
+            notes.say(f"the id of sequence {sequence} does not lead back to it")
+    return [
         (sequence, each)
-        for (sequence, at), each in zip(waiting, digests, strict=True)
+        for sequence, each, at in zip(sequences, digests, latest, strict=True)
         if at is not None and at > sequence
     ]
-    while waiting:
-        on_the_way: list[tuple[int, int]] = []
-        for sequence, at in waiting:
-            if at is not None and at > sequence:
-                on_the_way.append((sequence, at))
-            elif at != sequence:
-                notes.say(f"the id of sequence {sequence} does not lead back to it")
-        fields = [notes.keys.record(at) for _, at in on_the_way]
+
+
+def _follow(notes: Notes, ids: list[tuple[int, int]]) -> None:
+    """Follow ids, each by its last sequence and its mark, back through all their lives."""
+    while ids:
+        for at, mark in ids:
+            notes.follow(at, mark)
+        fields = [notes.keys.record(at) for at, _ in ids]
         replies = notes.store.commands([("HGET", key, first + 3) for key, first in fields])
         # It must lead back: a later one would lead round in a circle.
-        waiting = [
-            (sequence, back if back is not None and back < at else None)
-            for (sequence, at), reply in zip(on_the_way, replies, strict=True)
-            for back in (number(reply),)
+        ids = [
+            (back, mark)
+            for (at, mark), reply in zip(ids, replies, strict=True)
+            if (back := number(reply)) is not None and back < at
         ]
-    return former

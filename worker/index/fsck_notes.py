@@ -39,12 +39,13 @@ class Notes:
         self._salt = counters.salt
         self._problems: list[str] = []
         self._later: dict[str, int] = {}  # problems, unless their sequence is handed out by now
-        # For every sequence: the cluster its vector was found in, the kind of its record, and the
-        # ends of the digests of its bytes and its id.
+        # For every sequence: the cluster its vector was found in, the kind of its record, the ends
+        # of the digests of its bytes and its id, and that of the id that was followed back to it.
         self.found: npt.NDArray[np.uint32] = np.zeros(self.last + 1, np.uint32)
         self.kinds: npt.NDArray[np.uint8] = np.full(self.last + 1, UNKNOWN, np.uint8)
         self.shas: npt.NDArray[np.uint32] = np.zeros(self.last + 1, np.uint32)
         self.ids: npt.NDArray[np.uint32] = np.zeros(self.last + 1, np.uint32)
+        self._lives: npt.NDArray[np.uint32] = np.zeros(self.last + 1, np.uint32)
 
     def say(self, *problems: str) -> None:
         """Note what does not hold."""
@@ -62,6 +63,15 @@ class Notes:
     def is_one(self, kind: int, sequence: int, sha: bytes) -> bool:
         """Whether a sequence is of some kind and some bytes."""
         return bool(self.kinds[sequence] == kind and self.shas[sequence] == end(sha))
+
+    def follow(self, sequence: int, mark: int) -> None:
+        """Note that an id, told by its digest's end, was followed back to a life of it."""
+        if sequence <= self.last:
+            self._lives[sequence] = mark
+
+    def followed(self, sequence: int, mark: int) -> bool:
+        """Whether an id was followed back to a sequence."""
+        return sequence <= self.last and bool(self._lives[sequence] == mark)
 
     def bucket(self, kind: str, digest: bytes, sequences: int) -> str:
         """The bucket (kind `id:` or `sha:`) of a digest after so many sequences."""
