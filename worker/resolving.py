@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from worker import decide
-from worker.errors import DedupError, EventError, Reason
+from worker.errors import DedupError, EventError, InfrastructureError, Reason
 from worker.index import Answer, Arrival, Index
 from worker.jobs import Job, segments
 from worker.messages import Verdict, VerdictKind, check_id, verdict_id
@@ -127,7 +127,8 @@ class Resolver:
     def _render(self, job: Job, packed: bytes) -> Verdict | None:
         """The message; None where Redis has lost an image that it names.
 
-        Raises DedupError where what Redis keeps is no verdict.
+        Raises DedupError where what Redis keeps is no verdict, and waits where it keeps a verdict
+        and not what that names.
         """
         event, answer = job.event, job.answer
         assert event is not None and answer is not None
@@ -141,8 +142,8 @@ class Resolver:
                 f"{event.namespace!r} cannot be read ({error}); see `python -m worker fsck`"
             ) from error
         if missing:
-            found = self._persist("names", self._index.names, event.namespace, sorted(missing))
-            if len(found) < len(missing):
+            found = self._persist("names", self._named, job, packed, missing)
+            if found is None:
                 return None
             names |= found
         identity = (
@@ -151,6 +152,30 @@ class Resolver:
             else verdict_id(event.namespace, event.image_id, answer.sequence)
         )
         return decide.render(packed, event, identity, names, self._model_id)
+
+    def _named(self, job: Job, packed: bytes, named: set[int]) -> dict[int, str] | None:
+        """The ids of images that a kept verdict names; None where Redis has lost them.
+
+        It loses what was written last, and they came before the one the verdict is of. Where that
+        is still there, reading it again would lead here again: raises InfrastructureError, but for
+        a job that is not ours any more.
+        """
+        event, answer = job.event, job.answer
+        assert event is not None and answer is not None
+        assert answer.sequence is not None  # a check, which keeps nothing, is told all names
+        if job.lease.lost:
+            return None
+        found = self._index.names(event.namespace, named)
+        if not (gone := named - found.keys()):
+            return found
+        entry = (event.namespace, event.image_id, answer.sequence, packed)
+        if self._index.settle([entry]) == [None]:
+            return None
+        raise InfrastructureError(
+            f"the index is damaged: sequence {min(gone)} has no id, and the verdict of "
+            f"{event.image_id!r} in namespace {event.namespace!r} names it; see "
+            "`python -m worker fsck`"
+        )
 
 
 def _ask(ask: Callable[[list[Arrival]], Sequence[Told]], jobs: list[Job]) -> list[tuple[Job, Told]]:

@@ -6,13 +6,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from prometheus_client import Counter
 
 from worker.decide import MICRO, Decision, pack
 from worker.index import Answer, Arrival, Index, IndexSettings
 from worker.index.fsck import check
 from worker.index.keys import Keys, State
 from worker.index.store import Client, Store
-from worker.messages import VerdictKind
+from worker.jobs import Job, Lease
+from worker.messages import ImageEvent, Op, Record, VerdictKind
+from worker.metrics import Metrics
+from worker.resolving import Resolver
+from worker.retrying import Persistence
 from worker.vectors import Vectors, quantize
 
 # A thread that waits for another one's split waits longer than a busy machine can keep it.
@@ -94,6 +99,32 @@ class Bench:
     def assert_whole(self) -> None:
         """Every invariant holds."""
         assert check(self.store(), self.namespace) == []
+
+
+def resolver(index: Index) -> tuple[Resolver, Persistence]:
+    """What turns a worker's answers into outcomes, and how it waits where Redis is in trouble."""
+    persist = Persistence("Redis", Counter("errors", "Errors", ["kind"], registry=None))
+    made = Resolver(
+        index=index,
+        persist=persist,
+        metrics=Metrics(),
+        model_id=MODEL,
+        threshold=SETTINGS.threshold,
+        on_step=lambda step: None,
+    )
+    return made, persist
+
+
+def job(arrival: Arrival) -> Job:
+    """The event of an arrival on its way through the stages."""
+    partition, offset = arrival.position
+    return Job(
+        Record("images", partition, offset, 0, arrival.image_id.encode(), b"x"),
+        Lease(("images", partition)),
+        event=ImageEvent(arrival.image_id, Op.ADD, arrival.namespace),
+        sha256=arrival.sha256,
+        vector=arrival.vector,
+    )
 
 
 def place_all(index: Index, arrivals: Sequence[Arrival], batch: int = 16) -> list[Answer]:

@@ -1,13 +1,21 @@
 """A Redis that may remove keys where it is full: it is told of, and so is what is missing then."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from deploy.local import LocalRedis
-from tests.contract.harness import Bench, maintain, near, place_all, vectors
+from tests.contract.harness import Bench, job, maintain, near, place_all, resolver, vectors
+from tests.stream.harness import until
 from worker.errors import InfrastructureError
 from worker.index.cache import LAYOUT
-from worker.index.keys import CLUSTER, RECORD, State
+from worker.index.keys import CLUSTER, RECORD, State, digest
+from worker.messages import Verdict
+
+SECONDS = 60.0
 
 
 def test_a_server_that_may_evict_is_warned_of_once(
@@ -66,6 +74,112 @@ def test_records_that_are_missing_say_that_the_index_is_damaged(bench: Bench, lo
             index.place([bench.arrival(f"c-{lost}", rows[70], store=False)])
 
 
+def lack(bench: Bench, sequence: int, which: int) -> None:
+    """Take the record (0) or the id (1) of a sequence away."""
+    key, first = bench.keys().record(sequence)
+    assert bench.store().command("HDEL", key, first + which)
+
+
+def lack_the_way(bench: Bench) -> None:
+    """An id's first life is gone, and was remembered by no version."""
+    lack(bench, 1, 0)
+    assert bench.store().command("DEL", bench.keys().past(digest("twice")))
+
+
+NO_RECORD = "index is damaged: sequence {} has no record; see `python -m worker fsck`"
+NO_ID = "index is damaged: sequence {} has no id; see `python -m worker fsck`"
+
+
+@pytest.mark.parametrize(
+    ("breaking", "asking", "said"),
+    [
+        (lambda bench: lack(bench, 3, 1), "add copy", NO_ID.format(3)),
+        (lambda bench: lack(bench, 3, 1), "check copy", NO_ID.format(3)),
+        (lambda bench: lack(bench, 3, 1), "add heir", NO_ID.format(3)),
+        (lambda bench: lack(bench, 3, 1), "add original", NO_ID.format(3)),
+        (lambda bench: lack(bench, 3, 0), "add original", NO_RECORD.format(3)),
+        (lambda bench: lack(bench, 3, 0), "delete original", NO_RECORD.format(3)),
+        (lambda bench: lack(bench, 4, 0), "delete original", NO_RECORD.format(4)),
+        (lambda bench: lack(bench, 1, 0), "add twice", NO_RECORD.format(1)),
+        (lack_the_way, "add twice", NO_RECORD.format(1)),
+        (lack_the_way, "delete twice", NO_RECORD.format(1)),
+        (
+            lambda bench: bench.store().command("DEL", bench.keys().chunk(1, 0)),
+            "delete original",
+            DAMAGED,
+        ),
+        (
+            lambda bench: bench.store().command("DEL", bench.keys().clusters),
+            "delete original",
+            "index is damaged: cluster 1 is missing; see `python -m worker fsck`",
+        ),
+    ],
+)
+def test_an_event_of_what_is_missing_says_that_the_index_is_damaged(
+    bench: Bench, breaking: Callable[[Bench], object], asking: str, said: str
+) -> None:
+    """As often as it is tried, and nothing is written."""
+    index, rows = bench.index(), vectors(3)
+    for offset, row in enumerate(rows[:2]):
+        index.place([bench.arrival("twice", row, bytes=offset, position=(0, 10 * offset))])
+        index.forget(bench.namespace, "twice", (0, 10 * offset + 1))
+    index.place([bench.arrival("original", rows[2])])
+    index.recognise([bench.arrival("heir", bytes="original")])
+    verb, name = asking.split()
+    breaking(bench)
+    before = contents(bench)
+    position = (0, 0) if name == "twice" else (0, 99)
+    arrival = bench.arrival(name, bytes="original", position=position, store=verb == "add")
+    for _ in range(2):
+        with pytest.raises(InfrastructureError, match=said):
+            if verb == "delete":
+                index.forget(bench.namespace, name, position)
+            else:
+                index.recognise([arrival])
+    assert contents(bench) == before
+
+
+def test_a_kept_verdict_that_names_nobody_is_a_pause_until_the_name_is_back(bench: Bench) -> None:
+    """Reading its event again would not help: nothing was lost since it was written."""
+    first, index, rows = bench.index(), bench.index(), vectors(1)
+    first.place([bench.arrival("original", rows[0])])
+    copy = bench.arrival("copy", near(rows)[0])
+    told, again = job(copy), job(replace(copy, vector=None))
+    resolver(first)[0].resolve([told])
+    lack(bench, 1, 1)
+    resolve, persist = resolver(index)
+    resolve.recognise([again])
+    with ThreadPoolExecutor(1) as pool:
+        resolved = pool.submit(resolve.resolve, [again])
+        until(lambda: persist.trouble is not None, SECONDS, "a pause")
+        said = persist.trouble
+        key, field = bench.keys().record(1)
+        bench.store().command("HSET", key, field + 1, "original")
+        resolved.result(SECONDS)
+    assert said is not None and said.startswith("the index is damaged: sequence 1 has no id")
+    assert isinstance(again.outcome, Verdict) and isinstance(told.outcome, Verdict)
+    assert again.outcome.duplicate_of == told.outcome.duplicate_of == "original"
+    assert (index.lost(), again.lease.lost) == ({}, False)
+
+
+def test_what_waits_for_a_name_is_dropped_with_its_partition(bench: Bench) -> None:
+    """Its next owner waits for it; here the others go on."""
+    first, rows = bench.index(), vectors(1)
+    first.place([bench.arrival("original", rows[0])])
+    copy = bench.arrival("copy", near(rows)[0])
+    resolver(first)[0].resolve([job(copy)])
+    lack(bench, 1, 1)
+    index, again = bench.index(), job(replace(copy, vector=None))
+    resolve, persist = resolver(index)
+    resolve.recognise([again])
+    with ThreadPoolExecutor(1) as pool:
+        resolved = pool.submit(resolve.resolve, [again])
+        until(lambda: persist.trouble is not None, SECONDS, "a pause")
+        again.lease.lost = True
+        resolved.result(SECONDS)
+    assert (again.outcome, index.lost()) == (None, {})
+
+
 @pytest.mark.parametrize("retire", [0, 1])
 def test_records_of_an_image_that_is_missing_are_not_moved(bench: Bench, retire: int) -> None:
     """Nor any other of the plan: everything is read before anything is written."""
@@ -101,8 +215,8 @@ def test_upkeep_of_a_damaged_namespace_holds_up_no_other(bench: Bench) -> None:
     other.assert_whole()
 
 
-def contents(bench: Bench) -> dict[str, bytes]:
+def contents(bench: Bench) -> dict[bytes, bytes]:
     """Everything the namespace keeps."""
     store = bench.store()
-    names = sorted(key.decode() for page in store.pages(bench.keys().prefix) for key in page)
+    names = sorted(key for page in store.pages(bench.keys().prefix) for key in page)
     return dict(zip(names, store.commands([("DUMP", name) for name in names]), strict=True))

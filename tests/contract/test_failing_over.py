@@ -3,13 +3,23 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import redis
 
 from deploy.local import LocalRedis
-from tests.contract.harness import Bench, earliest_ids, maintain, near, place_all, vectors, verdict
+from tests.contract.harness import (
+    Bench,
+    earliest_ids,
+    job,
+    maintain,
+    near,
+    place_all,
+    resolver,
+    vectors,
+    verdict,
+)
 from tests.stream.harness import until
 from worker.errors import ConfigError
 from worker.index import Index
@@ -167,6 +177,23 @@ def test_a_verdict_for_a_lost_image_is_not_kept(pair: Pair, bench: Bench) -> Non
     entries = [(bench.namespace, "kept", 1, verdict(1)), (bench.namespace, "lost", 2, verdict(2))]
     assert index.settle(entries) == [verdict(1), None]
     assert index.lost() == {0: 2}
+
+
+def test_an_event_whose_verdict_names_what_is_lost_is_read_again(pair: Pair, bench: Bench) -> None:
+    """It was lost, too: known as its event was recognised, and not as its verdict was told."""
+    first, index, rows = bench.index(), bench.index(), vectors(2)
+    first.place([bench.arrival("kept", rows[0])])
+    pair.synchronise()
+    pair.cut_off()
+    first.place([bench.arrival("lost", rows[1])])
+    copy = bench.arrival("copy", near(rows)[1])
+    resolver(first)[0].resolve([job(copy)])
+    resolve, again = resolver(index)[0], job(replace(copy, vector=None))
+    resolve.recognise([again])
+    pair.fail_over()
+    resolve.resolve([again])
+    assert (again.outcome, again.lease.lost) == (None, True)
+    assert index.lost() == {0: copy.position[1]}
 
 
 def test_deletes_that_are_lost_are_told_and_those_that_are_not_are_not(

@@ -11,13 +11,16 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from deploy.local import LocalKafka, LocalRedis
 from tests.conftest import PARTITIONS, Topics
+from tests.contract.harness import Bench
 from tests.photos import jpeg, near_copy, scene
+from tests.stream.conftest import StartWorker
 from tests.stream.harness import Event, Reader, Worker, distinct, image_of, inline, publish, until
 
 FAMILIES = 40
 DELIVERIES = 3
 KILLS = 4
 SECONDS = 900
+PAUSE_SECONDS = 60
 THRESHOLD = 0.9
 
 
@@ -153,3 +156,36 @@ def test_the_verdicts_equal_a_clean_runs(kafka_server: LocalKafka, tmp_path: Pat
     assert found == expected
     assert len(found) == len(events)
     assert redelivered >= len(events)
+
+
+def test_a_verdict_that_cannot_be_told_again_is_a_pause_that_readiness_shows(
+    kafka_server: LocalKafka, redis_server: LocalRedis, topics: Topics, start_worker: StartWorker
+) -> None:
+    """An image that it names has no id any more, and is not read again for it."""
+    copy = inline("copy", jpeg(near_copy(scene(1)), 80), partition=0)
+    with Reader(kafka_server.bootstrap, topics.verdicts) as reader:
+        verdicts = reader.messages[topics.verdicts]
+
+        def deliver(event: Event) -> None:
+            publish(kafka_server.bootstrap, topics.images, [event])
+
+        first = start_worker(threshold=THRESHOLD).wait_ready()
+        deliver(inline("original", jpeg(scene(1)), partition=0))
+        deliver(copy)
+        reader.wait(lambda: len(verdicts) >= 2, SECONDS, "a verdict of each")
+        assert first.terminate() == 0
+        bench = Bench(redis_server.client, "default")
+        key, field = bench.keys().record(1)
+        bench.store().command("HDEL", key, field + 1)
+        worker = start_worker(threshold=THRESHOLD).wait_ready()
+        deliver(copy)
+        until(lambda: not worker.ready(), PAUSE_SECONDS, "a pause")
+        said = [line for line in worker.lines() if line["message"] == "index unavailable, retrying"]
+        assert len(said) == 1
+        assert "the index is damaged: sequence 1 has no id" in said[0]["error"]
+        bench.store().command("HSET", key, field + 1, "original")
+        reader.wait(lambda: len(verdicts) >= 3, SECONDS, "the verdict")
+        worker.wait_ready()
+        assert worker.metric("dedup_replays_total") == 0
+        told = distinct(reader.verdicts(topics.verdicts), image_of)
+    assert told["copy"]["duplicate_of"] == "original"

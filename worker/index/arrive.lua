@@ -118,7 +118,10 @@ end
 -- What an arrival that was stored before is told.
 local function repeated(one, sequence, record)
   if record.sha ~= one.sha then return CONFLICT, sequence end
-  local verdict = redis.call('HGET', record_key(sequence), field(sequence, 2))
+  local name, verdict = unpack(redis.call('HMGET', record_key(sequence), field(sequence, 1),
+    field(sequence, 2)))
+  -- Its verdict could not be kept, and it would be asked again for ever.
+  if not name then damaged('sequence ' .. number(sequence) .. ' has no id') end
   if verdict then return SEEN, sequence, verdict end
   if record.kind == COPY then
     return EXACT, sequence, image_name(record.where), record.where
@@ -220,8 +223,7 @@ end
 local function whole(name, first, lacking)
   local records = read_records(name, first, first + lacking)
   if #records ~= lacking * RECORD then
-    error('the index is damaged: records of cluster ' .. number(struct.unpack('>I4', name)) ..
-      ' are missing; see `python -m worker fsck`', 0)
+    damaged('records of cluster ' .. number(struct.unpack('>I4', name)) .. ' are missing')
   end
   return records
 end

@@ -28,6 +28,12 @@ local log = prefix .. 'log'
 
 local function number(value) return string.format('%.0f', value) end
 
+-- Ends a script, before it writes: what is missing was neither deleted nor lost with all that came
+-- after it.
+local function damaged(what)
+  error('the index is damaged: ' .. what .. '; see `python -m worker fsck`', 0)
+end
+
 -- Names what this server has gone through: another one after a restart or a promotion, where writes
 -- may be lost (Redis replication: "a replication ID marks a given history of the data set").
 local function history()
@@ -161,7 +167,7 @@ local function field(sequence, which) return (sequence % SPAN) * 4 + which end
 
 local function read_record(sequence)
   local packed = redis.call('HGET', record_key(sequence), field(sequence, 0))
-  if not packed then return nil end
+  if not packed then damaged('sequence ' .. number(sequence) .. ' has no record') end
   local kind, sha, partition, high, low, where_high, where_low =
     struct.unpack('>Bc16I4I2I4I2I4', packed)
   local record = {
@@ -189,7 +195,9 @@ local function write_record(sequence, record)
 end
 
 local function image_name(sequence)
-  return redis.call('HGET', record_key(sequence), field(sequence, 1)) or ''
+  local name = redis.call('HGET', record_key(sequence), field(sequence, 1))
+  if not name then damaged('sequence ' .. number(sequence) .. ' has no id') end
+  return name
 end
 
 local function past_key(digest) return prefix .. 'past:' .. digest end
@@ -218,13 +226,15 @@ local function remember_life(past, sequence, record)
 end
 
 -- Remembers the lives before `latest` of an id whose lives were written by a version that kept only
--- the way back: once an id, and so many at most.
+-- the way back: once an id, and so many at most. All are read first: some would pass for all.
 local function remember_chain(past, latest)
+  local lives = {}
   for _ = 1, CHAIN do
     latest = tonumber(redis.call('HGET', record_key(latest), field(latest, 3)))
-    if not latest then return end
-    remember_life(past, latest, read_record(latest))
+    if not latest then break end
+    lives[#lives + 1] = {sequence = latest, record = read_record(latest)}
   end
+  for _, life in ipairs(lives) do remember_life(past, life.sequence, life.record) end
 end
 
 -- Whether the topic told an event of an id.

@@ -33,10 +33,14 @@ end
 local function replace(heir)
   local cluster = struct.pack('>I4', record.where)
   local state = state_of(cluster)
+  if not state then damaged('cluster ' .. number(record.where) .. ' is missing') end
   local wanted = struct.pack('<I8', sequence)
   for index = 0, math.floor((state.length - 1) / CHUNK) do
     local key = chunk_key(cluster, index)
     local chunk = redis.call('GET', key)
+    if not chunk then
+      damaged('records of cluster ' .. number(record.where) .. ' are missing')
+    end
     for at = 1, #chunk, RECORD do
       if string.sub(chunk, at, at + 7) == wanted then
         if heir then
@@ -59,12 +63,12 @@ if record.kind == COPY then
   redis.call('ZREM', copies, number(sequence))
 else
   local heir = redis.call('ZRANGE', copies, 0, 0)[1]
+  local inherited = heir and read_record(tonumber(heir))
   local same_bytes = lookup('sha:', record.sha)
   replace(heir and tonumber(heir))
   if heir then
     redis.call('ZREM', copies, heir)
     redis.call('HSET', same_bytes, record.sha, heir)
-    local inherited = read_record(tonumber(heir))
     inherited.kind, inherited.where = LIVE, record.where
     write_record(tonumber(heir), inherited)
   else

@@ -111,8 +111,8 @@ for _, bucket in ipairs(buckets) do
   bucket.images = redis.call('HMGET', bucket.key, unpack(bucket.fields))
   for _, image in ipairs(bucket.images) do
     if not image then
-      error('the index is damaged: cluster ' .. number(struct.unpack('>I4', cluster)) ..
-        ' holds the record of an image that is missing; see `python -m worker fsck`', 0)
+      damaged('cluster ' .. number(struct.unpack('>I4', cluster)) ..
+        ' holds the record of an image that is missing')
     end
   end
 end
