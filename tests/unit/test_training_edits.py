@@ -9,8 +9,11 @@ from PIL import Image
 from tests.unit.embedder_photos import tiles
 from worker.training import augment, edits
 from worker.training.attacks import ATTACKS, Attack
+from worker.training.photos import LONGEST_SIDE, WORKING_SIDE, reduced
 
-ODD_SIZES = ((8, 8), (9, 300), (300, 9), (61, 47))
+ODD_SIZES = (
+    (8, 8), (9, 300), (300, 9), (61, 47), (1, 1), (1, 600), (5, 300), (7, 7), (400, 6)
+)  # fmt: skip
 
 
 def test_the_suite_is_complete() -> None:
@@ -114,6 +117,15 @@ def test_views_bear_any_shape(size: tuple[int, int]) -> None:
         assert augment.hard_view(photo, other, rng).mode == "RGB"
         assert augment.slight_view(photo, other, rng).mode == "RGB"
         assert augment.mild_view(photo, rng).mode == "RGB"
+        assert augment.reshot(photo, rng).mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [(690, 40_000), (100_000, 20)])
+def test_edits_bear_strips_as_they_are_loaded(size: tuple[int, int]) -> None:
+    photo = reduced(tiles()[100].resize(size), WORKING_SIDE)
+    assert max(photo.size) == LONGEST_SIDE
+    for attack in ATTACKS:
+        assert max(attack(photo, b"a").size) <= 4 * LONGEST_SIDE
 
 
 @pytest.mark.parametrize("size", ODD_SIZES)

@@ -125,7 +125,8 @@ def bend(
 ) -> Image.Image:
     """Move what is seen smoothly, as another point of view does: no crop and no turn undoes it.
 
-    (n, n) shifts of n x n points spread evenly, in shares of the width and of the height.
+    (n, n) shifts of n x n points spread evenly, in shares of the width and of the height. Of an
+    image with fewer pixels than cells, some cells hold none, which Pillow cannot bend.
     """
     edges = np.linspace(0, 1, BENT_CELLS + 1)
     columns, rows = np.rint(edges * image.width), np.rint(edges * image.height)
@@ -139,6 +140,7 @@ def bend(
         )
         for r in range(BENT_CELLS)
         for c in range(BENT_CELLS)
+        if rows[r] < rows[r + 1] and columns[c] < columns[c + 1]
     ]
     return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 

@@ -21,6 +21,7 @@ from worker.errors import ConfigError, EventError
 from worker.images import ImageLimits, open_rgb
 
 WORKING_SIDE = 320  # pixels; longer short sides are reduced once, at loading
+LONGEST_SIDE = 4096  # pixels; edits make up to four times as many, and WebP ends at 16,383
 SAME_PICTURE = 0.995  # correlation of 16 x 16 thumbnails
 LIMITS = ImageLimits()
 # What tarfile raises on an archive that was cut short or, compressed, has wrong bytes.
@@ -136,10 +137,11 @@ def _raise(error: OSError) -> None:
 
 
 def reduced(image: Image.Image, side: int) -> Image.Image:
-    """Shrink until the short side is `side` pixels; smaller images stay as they are."""
-    short = min(image.size)
-    if short <= side:
+    """Shrink until the short side is `side` pixels and the other one LONGEST_SIDE at most; smaller
+    images stay as they are.
+    """
+    factor = min(side / min(image.size), LONGEST_SIDE / max(image.size))
+    if factor >= 1:
         return image
-    factor = side / short
-    size = (round(image.width * factor), round(image.height * factor))
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
