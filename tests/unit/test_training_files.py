@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.unit.embedder_photos import tiles, write_tar
 from worker.arguments import writing
 from worker.embedder import DEFAULT_PATH
 from worker.errors import ConfigError
-from worker.training import train
+from worker.images import ImageLimits
+from worker.training import photos, train
 from worker.training.photos import Photo, read_photos
 from worker.training.run import Recipe, Run
 from worker.training.views import Views
@@ -105,7 +107,7 @@ def test_an_archive_cut_short_is_told(tmp_path: Path) -> None:
         read_photos([cut])
 
 
-@pytest.mark.parametrize("what", ["read_bytes", "is_dir"])
+@pytest.mark.parametrize("what", ["open", "is_dir"])
 def test_a_photo_that_may_not_be_read_is_told(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,16 @@ def test_a_photo_that_may_not_be_read_is_told(
     monkeypatch.setattr(Path, what, _forbidden)
     with pytest.raises(ConfigError, match=r"cannot be read: .*Permission denied: 'secret'"):
         read_photos([tmp_path])
+
+
+def test_no_more_is_read_than_a_picture_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photos, "LIMITS", ImageLimits(max_bytes=1000))
+    (tmp_path / "video.mp4").write_bytes(bytes(5000))
+    archive = write_tar(tmp_path / "a.tar", [Image.new("RGB", (500, 500))])
+    for source in (tmp_path, archive):
+        assert max(len(data) for _, data in photos._members(source)) == 1001
 
 
 def test_a_folder_that_may_not_be_read_is_told(

@@ -113,15 +113,17 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _read(source: Path) -> Iterator[tuple[str, bytes]]:
+    most = LIMITS.max_bytes + 1  # enough to be refused: a video may have gigabytes
     if source.is_dir():
         for path in _files(source):
-            yield f"{source.name}/{path.relative_to(source)}", path.read_bytes()
+            with path.open("rb") as file:
+                yield f"{source.name}/{path.relative_to(source)}", file.read(most)
     elif source.is_file() and tarfile.is_tarfile(source):
         with tarfile.open(source) as archive:
             for member in archive:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is not None:
-                    yield member.name, stream.read()
+                    yield member.name, stream.read(most)
     else:
         raise ConfigError(f"{source} is neither a folder nor a tar file")
 
