@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from PIL import Image
 from rich.console import Console
 
 from deploy import demo
+from tests.unit.embedder_photos import encoded, tiles
 from worker.arguments import between, check_file, check_folder, share, whole
 from worker.errors import ConfigError
 from worker.training import calibrate, contestants, evaluate, report, train
 from worker.training.attacks import ATTACKS, TIERS
 from worker.training.calibrate import Nearest, Proposal, propose
-from worker.training.photos import Photo
+from worker.training.photos import Photo, read_photos
 
 
 def test_what_is_write_protected_is_told_before_the_work(
@@ -72,6 +74,15 @@ def test_names_are_printed_as_they_are() -> None:
     calibrate._tell(Proposal(0.7, 0.001, 2, 2, 2), nearest, photos, console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert printed.count(f"  0.9000  {names[0]}  {names[1]}\n") == printed.count(names[0]) == 1
+
+
+def test_names_that_are_no_utf8_are_printed_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9\n.jpg")
+    (tmp_path / name).write_bytes(encoded(tiles()[0]))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / name, name)
+    names = [photo.name for photo in read_photos([tmp_path, tmp_path / "a.tar"])]
+    assert names == [rf"{tmp_path.name}/caf\udce9\n.jpg", r"caf\udce9\n.jpg"]
 
 
 def test_names_of_contestants_are_printed_as_they_are() -> None:

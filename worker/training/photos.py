@@ -30,7 +30,7 @@ DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 @dataclass(frozen=True)
 class Photo:
-    """One picture in memory, named `source/member`."""
+    """One picture in memory, named `source/member`, in characters that any terminal shows."""
 
     name: str
     image: Image.Image
@@ -50,7 +50,8 @@ def read_photos(sources: Iterable[str | Path]) -> list[Photo]:
                 image = open_rgb(data, LIMITS, target=WORKING_SIDE)
             except EventError:
                 continue
-            photos.append(Photo(name, reduced(image, WORKING_SIDE), hashlib.sha256(data).digest()))
+            image = reduced(image, WORKING_SIDE)
+            photos.append(Photo(_printable(name), image, hashlib.sha256(data).digest()))
     if not photos:
         raise ConfigError(f"no pictures in {', '.join(map(str, sources))}")
     return photos
@@ -103,6 +104,11 @@ def _thumbnails(photos: list[Photo]) -> NDArray[np.float32]:
     lengths = np.linalg.norm(stack.reshape(len(stack), -1), axis=1)
     unit: NDArray[np.float32] = stack / (lengths[:, None, None, None] + 1e-6)
     return unit
+
+
+def _printable(name: str) -> str:
+    """Files may be named in bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def _members(source: Path) -> Iterator[tuple[str, bytes]]:
