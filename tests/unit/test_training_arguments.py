@@ -95,6 +95,7 @@ def test_names_of_contestants_are_printed_as_they_are() -> None:
         "tiers": dict.fromkeys(TIERS, tiers),
         "recall_by_edit": by_edit,
         "recall_at_precision_0.999_by_edit": by_edit,
+        "recall_at_false_rate_1e-6_by_edit": by_edit,
     }
     counts = {"originals": 2, "strangers": 3, "stored": 4567, "edits": 26}
     for build in (lambda found: report.table(found, counts, None), report.edits_table):
