@@ -16,7 +16,7 @@ from worker.training.attacks import ATTACKS
 from worker.training.calibrate import Nearest, nearest_strangers, propose
 from worker.training.contestants import contestant
 from worker.training.evaluate import arrange
-from worker.training.photos import Photo, read_photos, without_pictures_of
+from worker.training.photos import Photo, distinct, read_photos, without_pictures_of
 from worker.training.reshots import LeftOut, without_reshots
 from worker.training.trial import Pictures, figures, run_trial
 from worker.weightfile import read
@@ -149,6 +149,17 @@ def test_a_recoded_or_turned_twin_is_no_stranger(way: Image.Transpose | None) ->
     kept = without_pictures_of(photos, [Photo("one", one, b"3")])
     assert [photo.name for photo in kept] == ["other"]
     assert without_pictures_of(photos, []) == photos
+
+
+def test_true_copies_among_the_originals_are_no_false_hits_of_each_other() -> None:
+    once = [Photo(str(place), tiles()[place], bytes(31) + bytes([place])) for place in range(40)]
+    turned = tiles()[3].transpose(Image.Transpose.ROTATE_90)
+    twin = Photo("twin", _recoded(turned, 60), bytes(32) + bytes([3]))
+    assert distinct([*once, twin])[3:5] == [once[3], twin]
+    found, alone = (arrange(photos, [], 10, 1.0) for photos in ([*once, twin], once))
+    assert alone.originals == distinct(once)[:10]
+    assert found.originals == alone.originals[:9]
+    assert len(found.strangers) == 31
 
 
 def test_nearest_strangers_by_hand() -> None:

@@ -33,7 +33,14 @@ from worker.errors import ConfigError
 from worker.training import report
 from worker.training.attacks import ATTACKS
 from worker.training.contestants import Contestant, contestant
-from worker.training.photos import Photo, distinct, read_photos, split, without_pictures_of
+from worker.training.photos import (
+    Photo,
+    distinct,
+    each_picture_once,
+    read_photos,
+    split,
+    without_pictures_of,
+)
 from worker.training.reshots import LeftOut, without_reshots
 from worker.training.trial import Pictures, Trial, figures, run_trial
 
@@ -55,7 +62,7 @@ def arrange(
     taken = {photo.sha256 for photo in asked}
     stored = distinct(trained_on + distractors)
     rest = [photo for photo in stored if photo.sha256 not in taken]
-    known = asked[:count]
+    known = each_picture_once(asked[:count])
     strangers = without_pictures_of(asked[count:], known)
     if not strangers:
         raise ConfigError(

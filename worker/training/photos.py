@@ -86,13 +86,30 @@ def without_pictures_of(photos: list[Photo], others: list[Photo]) -> list[Photo]
     """
     if not photos or not others:
         return photos
+    most = _likeness(photos, others).max(1)
+    return [photo for photo, like in zip(photos, most, strict=True) if like <= SAME_PICTURE]
+
+
+def each_picture_once(photos: list[Photo]) -> list[Photo]:
+    """Leave out photos that show the very same picture as an earlier one, judged likewise."""
+    same = _likeness(photos, photos) > SAME_PICTURE
+    kept: list[int] = []
+    for place in range(len(photos)):
+        if not same[place, kept].any():
+            kept.append(place)
+    return [photos[place] for place in kept]
+
+
+def _likeness(photos: list[Photo], others: list[Photo]) -> NDArray[np.float32]:
+    """(photos, others): the highest correlation, the others mirrored and turned as they may be."""
     wanted, known = _thumbnails(photos), _thumbnails(others)
-    ways = [
-        np.rot90(way, turns, (1, 2)) for way in (known, known[:, :, ::-1]) for turns in range(4)
-    ]
     rows = wanted.reshape(len(wanted), -1)
-    alike = np.max([(rows @ way.reshape(len(way), -1).T).max(1) for way in ways], 0)
-    return [photo for photo, most in zip(photos, alike, strict=True) if most <= SAME_PICTURE]
+    highest = np.full((len(photos), len(others)), -1, np.float32)
+    for way in (known, known[:, :, ::-1]):
+        for turns in range(4):
+            turned = np.rot90(way, turns, (1, 2)).reshape(len(known), -1)
+            np.maximum(highest, rows @ turned.T, out=highest)
+    return highest
 
 
 def _thumbnails(photos: list[Photo]) -> NDArray[np.float32]:
