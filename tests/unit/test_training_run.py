@@ -29,32 +29,37 @@ ONE_COPY_APART = [[*range(4), *range(4), *range(4, 8)], [*range(4), *range(4, 8)
 TINY = Recipe(steps=6, batch=8, size=40, early_size=32, early_share=0.5, lanes=2, alike=4)
 
 
-def _run(steps: int, from_checkpoint: Path | None = None) -> Run:
+def _run(steps: int, from_checkpoint: Path | None = None) -> tuple[Run, Views]:
     run = Run(TINY, "cpu")
     if from_checkpoint is not None:
         run.load(from_checkpoint)
-    photos = read_tiles()
-    views = Views(photos, TINY.size, TINY.seed, TINY.objective)
+    views = Views(read_tiles(), TINY.size, TINY.seed, TINY.objective)
     for _ in train.steps(run, views, processes=0):
         if run.step == steps:
             break
-    return run
+    return run, views
 
 
 def read_tiles() -> list[Photo]:
     return [Photo(str(place), tile, bytes([place])) for place, tile in enumerate(tiles()[:40])]
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [2, 6])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    stopped: int, tmp_path: Path
+) -> None:
     checkpoint = tmp_path / "run.checkpoint"
-    begun = _run(2)
+    begun, _ = _run(stopped)
     begun.save(checkpoint)
     assert begun.near is not None
-    resumed, uninterrupted = _run(6, checkpoint), _run(6)
-    assert resumed.step == uninterrupted.step == 6
-    resumed_state = resumed.network.state_dict()
-    for name, value in uninterrupted.network.state_dict().items():
-        assert torch.equal(resumed_state[name], value), name
+    states = []
+    for run, views in (_run(6, checkpoint), _run(6)):
+        assert run.step == 6
+        settle(run, views, views.photos)
+        states.append(run.network.state_dict())
+    resumed, uninterrupted = states
+    for name, value in uninterrupted.items():
+        assert torch.equal(resumed[name], value), name
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -266,7 +271,7 @@ def test_too_few_photos_are_one_line_errors(tmp_path: Path, trained: Path) -> No
 
 def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.checkpoint"
-    run = _run(1)
+    run, _ = _run(1)
     run.save(checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(ConfigError, match="cut short"):

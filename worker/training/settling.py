@@ -28,6 +28,7 @@ def settle(run: Run, views: Views, photos: list[Photo]) -> None:
     """Measure batch statistics on training views, then whiten by untouched training photos."""
     if views.size != run.recipe.size:
         views.resize(run.recipe.size)
+    views.bring_together(run.near, run.recipe.alike)  # a run taken up at its end did not
     _measure_statistics(run, views)
     directions = _directions(
         run.network, photos[:: -(-len(photos) // PHOTOS)], run.recipe.size, run.device
