@@ -70,6 +70,13 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
         Run(other, "cpu").load(path)
 
 
+def test_a_run_is_not_taken_up_with_other_photos(archive: Path, trained: Path) -> None:
+    recipe = "--batch 8 --size 48 --early-size 32 --held-out 0.5 --steps 4 --start default"
+    command = f"--out {trained} {recipe} --device cpu --resume --photos {archive} {archive}"
+    with pytest.raises(ConfigError, match=r"begun with other settings: photos$"):
+        train.main(command.split())
+
+
 def test_look_alikes_come_into_one_batch() -> None:
     order, near = np.array([4, 0, 1, 2, 3, 5]), np.full((6, 3), -1, np.int32)
     near[4], near[0] = [1, 5, 0], [4, 1, 3]

@@ -67,6 +67,11 @@ def split(photos: list[Photo], held_out: float) -> tuple[list[Photo], list[Photo
     return kept, out
 
 
+def fingerprint(photos: list[Photo]) -> str:
+    """SHA-256 over the photos' own, in their order: 64 hex digits."""
+    return hashlib.sha256(b"".join(photo.sha256 for photo in photos)).hexdigest()
+
+
 def distinct(photos: list[Photo]) -> list[Photo]:
     """Each file's bytes once, in an order that their SHA-256 decides.
 

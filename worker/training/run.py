@@ -37,6 +37,7 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     start: str | None = None  # model id of the weights it began with; None: random numbers
+    photos: str | None = None  # `fingerprint` of those trained on; look-alikes are places there
     batch: int = _option(256, "photos a step, each seen three times", whole(2))
     size: int = _option(
         128, "pixels a side, of the last phase and of the shipped network", whole(32)

@@ -27,7 +27,7 @@ from worker.training.calibrate import FEWEST, calibrated
 from worker.training.contestants import Embedded
 from worker.training.evaluate import arrange
 from worker.training.lookalikes import look_alikes
-from worker.training.photos import Photo, distinct, read_photos, split
+from worker.training.photos import Photo, distinct, fingerprint, read_photos, split
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle
 from worker.training.trial import figures, run_trial
@@ -55,10 +55,11 @@ def main(argv: list[str]) -> int:
             "to begin anew, remove it or choose another --out"
         )
     start = None if arguments["start"] is None else read_weights(arguments["start"])
-    settings = {field.name: arguments[field.name] for field in fields(Recipe)}
-    recipe = Recipe(**{**settings, "start": start and start.model_id()})
-    kept, held_out = split(read_photos(arguments["photos"]), recipe.held_out)
+    kept, held_out = split(read_photos(arguments["photos"]), arguments["held_out"])
     held_out = distinct(held_out)
+    settings = {field.name: arguments[field.name] for field in fields(Recipe)}
+    known = {"start": start and start.model_id(), "photos": fingerprint(kept)}
+    recipe = Recipe(**{**settings, **known})
     check_numbers(kept, held_out, recipe.batch)
     run = Run(recipe, pick_device(arguments["device"]))
     if start is not None:
