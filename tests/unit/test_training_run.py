@@ -1,5 +1,6 @@
 """From photos to measured weights: train, stop, resume, calibrate, evaluate."""
 
+import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -331,13 +332,15 @@ def test_a_number_out_of_range_is_exit_status_2(
     assert told.startswith(f"error: argument {flags.split()[-2]}: ")
 
 
-def test_a_curve_begins_anew_unless_the_run_is_taken_up(tmp_path: Path) -> None:
+def test_a_curve_begins_anew_or_goes_on_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "CURVE_EVERY", 2)
     out, curve = tmp_path / "w.safetensors", tmp_path / "w.curve.jsonl"
     curve.write_text("of an older run\n")
     views = Views(read_tiles(), TINY.size, 0, "contrastive")
-    done = Run(replace(TINY, steps=1), "cpu")
-    train.follow(done, views, out, 0, 100)
-    assert curve.read_text() == ""  # too short for a point
-    curve.write_text("of this run\n")
-    train.follow(done, views, out, 0, 100)
-    assert curve.read_text() == "of this run\n"
+    for taken_up_at in (0, 2):
+        run = Run(replace(TINY, steps=4), "cpu")
+        run.step = taken_up_at
+        train.follow(run, views, out, 0, 100)
+        assert [json.loads(point)["step"] for point in curve.open()] == [2, 4]

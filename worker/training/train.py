@@ -92,14 +92,14 @@ def check_numbers(kept: list[Photo], held_out: list[Photo], batch: int) -> None:
 def follow(run: Run, views: Views, out: Path, processes: int, save_every: int) -> None:
     """Run to the end of the schedule, with a progress bar, a curve and checkpoints.
 
-    A run that was taken up continues its curve, another one begins the file anew. Raises
-    ConfigError where a file cannot be written.
+    A run that was taken up continues its curve from the checkpoint on, another one begins the file
+    anew. Raises ConfigError where a file cannot be written.
     """
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     curve, checkpoint = beside(out, ".curve.jsonl"), beside(out, ".checkpoint")
-    if not run.step:
-        _append(curve, "", "w")
+    told = curve.read_text().splitlines(keepends=True) if curve.is_file() else []
+    _append(curve, "".join(told[: run.step // CURVE_EVERY]), "w")
     with Progress(*columns) as bar:
         task = bar.add_task("train", total=1.0)
         for loss, rate in steps(run, views, processes):
