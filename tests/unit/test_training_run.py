@@ -23,7 +23,7 @@ from worker.training.photos import Photo, read_photos, split
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle, whiten
 from worker.training.views import Views, batches, grouped
-from worker.weightfile import read
+from worker.weightfile import read, save
 
 # Rows of a unit matrix: four references, then two copies of each, of which one is elsewhere.
 ONE_COPY_APART = [[*range(4), *range(4), *range(4, 8)], [*range(4), *range(4, 8), *range(4)]]
@@ -261,10 +261,24 @@ def test_an_average_lies_between_and_says_of_what_it_is(
     assert average.main(f"{trained} {trained} --share 0.3 {rest}".split()) == 0
     about = read(out).description
     assert about.training["share"] == 0.3
+    assert about.training["held_out"] == 0.5
     assert about.training["average_of"] == {second.model_id(): second.description.training}
     assert about.evaluation["calibration"]["threshold"] == about.threshold
     # What is trained is the same; the statistics were measured anew.
     assert torch.equal(read(out).tensors["conv1.weight"], second.tensors["conv1.weight"])
+
+
+def test_photos_learned_before_are_not_held_out(trained: Path, tmp_path: Path) -> None:
+    weights, silent = read(trained), tmp_path / "silent.safetensors"
+    save(silent, replace(weights, description=replace(weights.description, training={})))
+    more = f"--photos none.tar --out {tmp_path / 'w'} --held-out 0.6"
+    for line in (f"{trained} {silent}", f"{silent} {trained}"):
+        _refused(average, f"{line} {more}", "held-out 0.5: with 0.6, photos it has learned")
+    _refused(train, f"--start {trained} --steps 1 {more}", "trained.safetensors was trained with")
+    # No more than before, and what is not known, are refused for want of photos only.
+    _refused(average, f"{trained} {trained} {more[:-1]}5", "neither a folder nor a tar file")
+    _refused(average, f"{silent} {silent} {more}", "neither a folder nor a tar file")
+    _refused(train, f"--start default --steps 1 {more}", "neither a folder nor a tar file")
 
 
 def test_too_few_photos_are_one_line_errors(tmp_path: Path, trained: Path) -> None:

@@ -20,7 +20,7 @@ from worker.errors import ConfigError
 from worker.training.photos import distinct, read_photos, split
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle
-from worker.training.train import check_numbers, finish
+from worker.training.train import check_held_out, check_numbers, finish
 from worker.training.views import Views
 from worker.weightfile import Weights
 
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
     first, second = read_weights(arguments.first), read_weights(arguments.second)
     if first.description.input_size != second.description.input_size:
         raise ConfigError("weights for pictures of different sizes have no average")
+    check_held_out(arguments.first, first, arguments.held_out)
+    check_held_out(arguments.second, second, arguments.held_out)
     recipe = Recipe(
         size=second.description.input_size, held_out=arguments.held_out, seed=arguments.seed
     )
@@ -42,7 +44,8 @@ def main(argv: list[str]) -> int:
     run.start_from(averaged(first, second, arguments.share))
     settle(run, Views(kept, recipe.size, recipe.seed, recipe.objective, recipe.reshots), kept)
     parents = {weights.model_id(): weights.description.training for weights in (first, second)}
-    finish(run, held_out, Path(arguments.out), {"average_of": parents, "share": arguments.share})
+    training = {"average_of": parents, "share": arguments.share, "held_out": recipe.held_out}
+    finish(run, held_out, Path(arguments.out), training)
     return 0
 
 

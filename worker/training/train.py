@@ -32,7 +32,7 @@ from worker.training.run import Recipe, Run
 from worker.training.settling import settle
 from worker.training.trial import figures, run_trial
 from worker.training.views import Views, batches
-from worker.weightfile import save
+from worker.weightfile import Weights, save
 
 FALSE_RATE = 0.001  # strangers called duplicates, which the threshold is set for
 STORED = 10_000  # pictures in the index, likewise
@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
             "to begin anew, remove it or choose another --out"
         )
     start = None if arguments["start"] is None else read_weights(arguments["start"])
+    if start is not None:
+        check_held_out(arguments["start"], start, arguments["held_out"])
     kept, held_out = split(read_photos(arguments["photos"]), arguments["held_out"])
     held_out = distinct(held_out)
     settings = {field.name: arguments[field.name] for field in fields(Recipe)}
@@ -78,6 +80,20 @@ def beside(out: Path, suffix: str) -> Path:
     # What follows a dot may be part of the name, as in model-1.0.
     stem = out.stem if out.suffix == ".safetensors" else out.name
     return out.with_name(stem + suffix)
+
+
+def check_held_out(name: str, weights: Weights, held_out: float) -> None:
+    """Raise ConfigError where photos that these weights have learned would count as held out.
+
+    The shipped ones have not learned a user's photos, and some weights do not say what they held
+    out.
+    """
+    least = weights.description.training.get("held_out", 1.0)
+    if name != "default" and held_out > least:
+        raise ConfigError(
+            f"{name} was trained with --held-out {least:g}: with {held_out:g}, photos it has "
+            "learned would be held out"
+        )
 
 
 def check_numbers(kept: list[Photo], held_out: list[Photo], batch: int) -> None:
