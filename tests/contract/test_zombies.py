@@ -5,11 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from deploy.local import LocalRedis
 from tests.contract.harness import Bench, job, near, resolver, vectors
 from tests.faults.proxy import Proxy
 from tests.stream.harness import until
+from worker import retrying
 from worker.messages import ImageEvent, Op
 
 SECONDS = 60
@@ -22,9 +25,13 @@ def proxy(single: LocalRedis) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("op", [Op.ADD, Op.DELETE])
-def test_what_waits_for_redis_is_dropped_once_its_partition_is_lost(proxy: Proxy, op: Op) -> None:
+def test_what_waits_for_redis_is_dropped_once_its_partition_is_lost(
+    proxy: Proxy, op: Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its next owner may have been told to forget the image; of that nothing may be left."""
-    bench = Bench(lambda: redis.Redis(port=proxy.port), f"lost while away {op}")
+    monkeypatch.setattr(retrying, "PAUSE_SECONDS", (2.0, 2.0))  # in which all happens
+    once = Retry(NoBackoff(), 0)
+    bench = Bench(lambda: redis.Redis(port=proxy.port, retry=once), f"lost while away {op}")
     index, (row,) = bench.index(), vectors(1)
     index.open(bench.namespace)
     if op is Op.DELETE:
