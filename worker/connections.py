@@ -6,7 +6,7 @@ Owns addresses, TLS and credentials, and what of them can be told wrong before a
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -142,6 +142,17 @@ class RedisSettings(BaseSettings):
                 raise ValueError(f"{name} needs a rediss:// address")
             if file is not None and not _is_file(file):
                 raise ValueError(f"{name}: no such file: {wellformed.shown(str(file))}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_cluster_can_be_reached(self) -> "RedisSettings":
+        # redis-py raises for these what it raises where no node answers, and that is waited for.
+        if self.redis_cluster:
+            url = urlsplit(self.redis_url)
+            if url.scheme == "unix":
+                raise ValueError("redis_cluster needs a redis_url with redis:// or rediss://")
+            if parse_qs(url.query).get("db", [url.path.strip("/")])[0] not in ("", "0"):
+                raise ValueError("redis_cluster needs a redis_url of database 0: it has no other")
         return self
 
 

@@ -22,10 +22,26 @@ def test_a_server_that_is_not_there_is_waited_for(scheme: str, tmp_path: Path) -
         Store(connect(settings)).command("PING")
 
 
-def test_a_cluster_that_is_not_there_is_waited_for() -> None:
-    url = f"redis://127.0.0.1:{free_port()}"
-    with pytest.raises(InfrastructureError):
+@pytest.mark.parametrize("end", ["", "/", "/0", "?db=0", "/3?db=0"])
+def test_a_cluster_that_is_not_there_is_waited_for(end: str) -> None:
+    url = f"redis://127.0.0.1:{free_port()}{end}"
+    with pytest.raises(InfrastructureError, match="cannot be connected"):
         connect(load(RedisSettings, {"redis_url": url, "redis_cluster": True}))
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://h/1", "database 0"),
+        ("rediss://h/?db=1", "database 0"),
+        ("redis://h/0?db=1", "database 0"),
+        ("redis://h?db=x", "database 0"),
+        ("unix:///run/redis.sock", "redis:// or rediss://"),
+    ],
+)
+def test_no_cluster_can_be_reached_so(url: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^redis_cluster needs a redis_url .*{says}"):
+        load(RedisSettings, {"redis_url": url, "redis_cluster": True})
 
 
 @pytest.mark.parametrize("name", ["redis_ca_file", "redis_cert_file", "redis_key_file"])
