@@ -229,8 +229,8 @@ class Consumer:
             return {}
         timeout_ms = int(timeout_seconds * 1000)
         with _translated("end_offsets"):
-            ends = self._consumer.end_offsets(assigned, timeout_ms=timeout_ms)
-            starts = self._consumer.beginning_offsets(assigned, timeout_ms=timeout_ms)
+            ends = of_all(self._consumer.end_offsets, assigned, timeout_ms)
+            starts = of_all(self._consumer.beginning_offsets, assigned, timeout_ms)
         committed = self.committed(_partitions(assigned), timeout_seconds)
         return {
             (p.topic, p.partition): max(
@@ -317,6 +317,23 @@ def connect(make: Callable[[], Result]) -> Result:
         raise InfrastructureError(f"Kafka: {error}") from error
     except KafkaError as error:
         raise ConfigError(f"Kafka: {error}") from error
+
+
+def of_all(
+    ask: Callable[..., dict[TopicPartition, int]],
+    partitions: list[TopicPartition],
+    timeout_ms: int | None = None,
+) -> dict[TopicPartition, int]:
+    """What a consumer's `end_offsets` or `beginning_offsets` answers for the partitions.
+
+    Raises KafkaError, and InfrastructureError where one has no leader.
+    """
+    try:
+        return ask(partitions, timeout_ms=timeout_ms)
+    except KeyError as error:
+        # kafka-python asks only the leaders it knows, and looks for all partitions in the answer.
+        topic, number = error.args[0]
+        raise InfrastructureError(f"no leader for partition {number} of {topic!r}") from error
 
 
 class _translated:  # noqa: N801 - reads as a word in a `with` statement

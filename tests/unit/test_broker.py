@@ -76,6 +76,11 @@ class Client:
     def committed(self, partition: TopicPartition, timeout_ms: int) -> int | None:
         return self.offsets.get(partition)
 
+    def end_offsets(
+        self, partitions: list[TopicPartition], timeout_ms: int
+    ) -> dict[TopicPartition, int]:
+        return {each: {P: 10}[each] for each in partitions}  # as kafka-python, if Q has no leader
+
     def seek(self, partition: TopicPartition, offset: int) -> None:
         self.seeks[partition] = offset
 
@@ -159,6 +164,14 @@ def test_what_kafka_did_not_do_is_said(
     with pytest.raises(InfrastructureError) as raised:
         member.poll(0.1, 10)
     assert str(raised.value) == told
+
+
+def test_a_partition_without_a_leader_is_trouble_with_kafka(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    member, _, _ = consumer(monkeypatch)
+    with pytest.raises(InfrastructureError, match="no leader for partition 1 of 'images'"):
+        member.lag(0.1)
 
 
 def message(offset: int) -> SimpleNamespace:

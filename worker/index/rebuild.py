@@ -20,7 +20,7 @@ from kafka.structs import TopicPartition
 
 from worker import flags, logs
 from worker.arguments import Parser, nonempty, whole
-from worker.broker import BOOTSTRAP_MS, record_of
+from worker.broker import BOOTSTRAP_MS, of_all, record_of
 from worker.broker import connect as connect_kafka
 from worker.config import Settings, harmless_environment
 from worker.decoding import DecoderPool
@@ -272,8 +272,8 @@ def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
 def _until_end(
     consumer: KafkaConsumer, prefetched: Prefetched, partitions: list[TopicPartition]
 ) -> Iterator[Record]:
-    """Records up to where the partitions end now."""
-    ends = consumer.end_offsets(partitions)
+    """Records up to where the partitions end now. Raises as `of_all` does."""
+    ends = of_all(consumer.end_offsets, partitions)
     topic_id = TopicId(consumer, partitions[0].topic)
     topic_id.look()
     while any(consumer.position(each) < ends[each] for each in partitions):
