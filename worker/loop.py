@@ -30,7 +30,7 @@ STOCKED_EVENTS = 64  # in work, and half of what may be: the next ones would wai
 DRAIN_SECONDS = 0.01  # of a poll of who stops, and looks each time whether its work is done
 BREATH_SECONDS = 0.03  # between polls that bring few, when busy
 BREATHS = 8  # of such pauses, where so many are in work, until they are half as many
-STALLED_SECONDS = 60.0  # a loop that has not turned for this long is not live
+STALLED_SECONDS = 60.0  # a loop that has not turned for longer than a rebalance may wait, and this
 
 
 class Loop:
@@ -78,7 +78,8 @@ class Loop:
 
     def live(self) -> bool:
         """Whether the loop turns and every stage lives."""
-        turning = monotonic() - self._turned < STALLED_SECONDS
+        most = STALLED_SECONDS + self._settings.revoke_timeout_seconds
+        turning = monotonic() - self._turned < most
         return turning and self._pipeline.alive() and self._outbox.alive()
 
     def ended(self) -> bool:

@@ -273,6 +273,9 @@ class Losing:
     def start(self) -> None:
         """Nothing runs."""
 
+    def alive(self) -> bool:
+        return True
+
     def close(self, timeout: float) -> None:
         """Nothing runs."""
 
@@ -280,7 +283,7 @@ class Losing:
 class Losses:
     """A loop that holds partition 0, whose pipeline may lose and whose client may refuse."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, delivery: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, delivery: str, **settings: Any) -> None:
         made: list[Client] = []
 
         def make(**options: Any) -> Client:
@@ -290,7 +293,7 @@ class Losses:
         monkeypatch.setattr(broker, "KafkaConsumer", make)
         self.pipeline = Losing()
         self.loop = Loop(
-            settings=Settings.model_validate({"delivery": delivery}),
+            settings=Settings.model_validate({"delivery": delivery, **settings}),
             pipeline=cast("Pipeline", self.pipeline),
             metrics=Metrics(),
             version="0",
@@ -406,3 +409,15 @@ def test_an_answer_to_an_older_commit_takes_nobody_back(losses: Losses) -> None:
     losses.assignment.finish(losses.admit(40))
     losses.loop._committed({tuple(P): 41}, None)
     assert losses.assignment.beyond() == {}
+
+
+@pytest.mark.parametrize(("seconds", "live"), [(350, True), (370, False)])
+def test_a_loop_that_waits_for_a_rebalance_is_live(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, live: bool
+) -> None:
+    """For as long as the setting lets it wait, inside one poll, and a minute more."""
+    loop = Losses(monkeypatch, "at-least-once", revoke_timeout_seconds=300).loop
+    loop._outbox.start()
+    loop._turned -= seconds
+    assert loop.live() == live
+    loop._outbox.close()
