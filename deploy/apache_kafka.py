@@ -30,7 +30,7 @@ from deploy.local import (
 from deploy.process import ChildFailedError, Deadline, free_port
 
 READY_SECONDS = 120.0
-MESSAGE_BYTES = 48 * 1024 * 1024
+MESSAGE_BYTES = 100 * 1024 * 1024
 
 # Quick to start rather than quick at its peak, and small: tests run three beside the workers.
 JVM = (

@@ -38,6 +38,7 @@ Result = TypeVar("Result")
 Offsets = dict[Partition, int]
 BOOTSTRAP_MS = 5_000  # one try to find a broker; the worker tries again until told to stop
 BEGIN_MS = 5_000  # for the group's offset of a partition; the next poll asks again
+FRAME_BYTES = 2**31 - 1  # of an answer; Kafka's protocol has no longer ones
 IDLE_MS = 20  # kafka-python sleeps this long where nothing is fetchable: the latency of a resume
 
 
@@ -64,26 +65,18 @@ class Consumer:
         bound(Bounds(settings.max_message_bytes, settings.batch_bytes, settings.max_headers))
         self._consumer = connect(
             lambda: KafkaConsumer(
-                **settings.client_options(),
+                **consumer_options(settings),
                 group_id=settings.group_id,
-                enable_auto_commit=False,
                 auto_offset_reset="none",  # see `_begin`
-                allow_auto_create_topics=False,
-                isolation_level="read_committed",
                 partition_assignment_strategy=[assignor],
                 session_timeout_ms=session_ms,
                 heartbeat_interval_ms=max(100, session_ms // 10),
                 # How long the group waits for a member that died while joining. Ours poll many
                 # times a second, but for the longest of what `poll` itself does.
                 max_poll_interval_ms=session_ms + revoke_ms + BEGIN_MS,
-                # 50 MB at once would be mapped, faulted in and unmapped for each copy made, which
-                # doubles the cost; small answers cost a trip through four threads each.
-                max_partition_fetch_bytes=settings.poll_bytes,
-                fetch_max_bytes=settings.poll_bytes,
                 fetch_max_wait_ms=100,
                 retry_backoff_ms=IDLE_MS,
                 reconnect_backoff_max_ms=2_000,
-                bootstrap_timeout_ms=BOOTSTRAP_MS,
                 metrics_enabled=False,
             )
         )
@@ -303,6 +296,24 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_lost(self, lost: set[TopicPartition]) -> None:
         self._owner.released(_partitions(lost))
+
+
+def consumer_options(settings: Settings) -> dict[str, Any]:
+    """What every consumer of the project sets: by hand, what was committed, in small answers."""
+    return {
+        **settings.client_options(),
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "isolation_level": "read_committed",
+        # 50 MB at once would be mapped, faulted in and unmapped for each copy made, which doubles
+        # the cost; small answers cost a trip through four threads each.
+        "max_partition_fetch_bytes": settings.poll_bytes,
+        "fetch_max_bytes": settings.poll_bytes,
+        # But a batch comes whole, and how large it may be only its topic knows. By itself
+        # kafka-python drops the connection at more than 100 MB, and then asks for the same again.
+        "receive_message_max_bytes": FRAME_BYTES,
+        "bootstrap_timeout_ms": BOOTSTRAP_MS,
+    }
 
 
 def connect(make: Callable[[], Result]) -> Result:

@@ -42,7 +42,8 @@ class KafkaSettings(BaseSettings):
         32 * MIB,
         ge=KIB,
         le=GIB,
-        description="largest Kafka message sent or received, in bytes, uncompressed",
+        description="largest Kafka message sent or taken, in bytes, uncompressed;"
+        " a larger event is a dead letter",
     )
 
     @model_validator(mode="after")

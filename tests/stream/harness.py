@@ -199,11 +199,14 @@ def tombstone(image_id: str, *, partition: int | None = None) -> Event:
     return Event(image_id, None, partition=partition)
 
 
-def publish(bootstrap: str, topic: str, events: Iterable[Event]) -> list[tuple[int, int]]:
-    """Publish in order and wait for every acknowledgement; (partition, offset) of each."""
-    producer = KafkaProducer(
-        bootstrap_servers=bootstrap, acks="all", max_request_size=64 * 1024 * 1024
-    )
+def publish(
+    bootstrap: str, topic: str, events: Iterable[Event], most: int = 64 * 1024 * 1024
+) -> list[tuple[int, int]]:
+    """Publish in order and wait for every acknowledgement; (partition, offset) of each.
+
+    `most`: bytes of the largest.
+    """
+    producer = KafkaProducer(bootstrap_servers=bootstrap, acks="all", max_request_size=most)
     try:
         futures = [
             producer.send(

@@ -1,4 +1,4 @@
-"""Events that are small on the wire and large in memory cost themselves, and little memory."""
+"""Events that are large, in memory alone or on the wire, too, cost themselves at most."""
 
 import gzip
 from contextlib import closing
@@ -12,12 +12,13 @@ from deploy.local import LocalKafka
 from tests.conftest import Topics
 from tests.photos import jpeg, scene
 from tests.stream.conftest import StartWorker
-from tests.stream.harness import PATIENT, Event, Reader, Worker, inline, until
+from tests.stream.harness import PATIENT, Event, Reader, Worker, inline, publish, until
 
 SECONDS = 300
 KIB, MIB = 1 << 10, 1 << 20
 MESSAGE = 900 * KIB  # with the headers of a dead letter less than a topic takes by default
 SPACES = 110 * MIB
+LARGEST = 101_000_000  # more than kafka-python takes at once if it is not told to
 GROWTH_MIB = 64  # of which is no part in proportion to what is inflated
 
 DELIVERIES = pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
@@ -108,3 +109,18 @@ def test_a_hundred_megabytes_of_spaces_take_no_memory(
     assert held_mib(worker) < before + GROWTH_MIB
     assert {(letter.key, letter.value) for letter in dead} == {(b"spaces", b"")}
     assert {header(letter, "reason") for letter in dead} == {"too_large"}
+
+
+def test_a_hundred_megabytes_on_the_wire_are_a_dead_letter(
+    kafka_server: LocalKafka, topics: Topics, start_worker: StartWorker
+) -> None:
+    worker = start_worker(threshold=0.999, **PATIENT)
+    before, after = (inline(name, jpeg(scene(0)), partition=0) for name in ("before", "after"))
+    large = Event("large", bytes(LARGEST), partition=0)
+    publish(kafka_server.bootstrap, topics.images, [before, large, after], most=2 * LARGEST)
+    with Reader(kafka_server.bootstrap, topics.verdicts, topics.dead_letters) as reader:
+        verdicts, dead = reader.messages[topics.verdicts], reader.messages[topics.dead_letters]
+        reader.wait(lambda: len(verdicts) == 2 and len(dead) == 1, SECONDS, "what comes of them")
+    assert [(letter.key, letter.value) for letter in dead] == [(b"large", b"")]
+    assert [header(letter, "reason") for letter in dead] == ["too_large"]
+    assert worker.terminate() == 0

@@ -20,8 +20,8 @@ from kafka.structs import TopicPartition
 
 from worker import flags, logs
 from worker.arguments import Parser, nonempty, whole
-from worker.broker import BOOTSTRAP_MS, of_all, record_of
 from worker.broker import connect as connect_kafka
+from worker.broker import consumer_options, of_all, record_of
 from worker.config import Settings, harmless_environment
 from worker.decoding import DecoderPool
 from worker.embedder import Embedder
@@ -245,17 +245,7 @@ def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
     Raises ConfigError when there is no such topic.
     """
     bound(Bounds(settings.max_message_bytes, settings.batch_bytes, settings.max_headers))
-    consumer = connect_kafka(
-        lambda: KafkaConsumer(
-            **settings.client_options(),
-            enable_auto_commit=False,
-            allow_auto_create_topics=False,
-            isolation_level="read_committed",
-            max_partition_fetch_bytes=settings.poll_bytes,
-            fetch_max_bytes=settings.poll_bytes,
-            bootstrap_timeout_ms=BOOTSTRAP_MS,
-        )
-    )
+    consumer = connect_kafka(lambda: KafkaConsumer(**consumer_options(settings)))
     prefetched = Prefetched(consumer, settings.poll_bytes)
     topic = settings.topic
     partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
