@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from kafka import KafkaConsumer
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
@@ -18,25 +18,22 @@ from kafka.errors import (
     LogTruncationError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
-    RetriableError,
 )
 from kafka.structs import ConsumerGroupMetadata, MemberState, OffsetAndMetadata, TopicPartition
 
 from worker.config import Settings
-from worker.errors import ConfigError, InfrastructureError
+from worker.connecting import BOOTSTRAP_MS, connect
+from worker.errors import InfrastructureError
 from worker.inflating import Bounds, bound
 from worker.membership import Assignor, Membership
 from worker.messages import Omitted, Record
 from worker.offsets import Partition
 from worker.prefetched import Prefetched
-from worker.receiving import receive_in_large_pieces
 from worker.topics import TopicId
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 Offsets = dict[Partition, int]
-BOOTSTRAP_MS = 5_000  # one try to find a broker; the worker tries again until told to stop
 BEGIN_MS = 5_000  # for the group's offset of a partition; the next poll asks again
 FRAME_BYTES = 2**31 - 1  # of an answer; Kafka's protocol has no longer ones
 IDLE_MS = 20  # kafka-python sleeps this long where nothing is fetchable: the latency of a resume
@@ -64,21 +61,20 @@ class Consumer:
         revoke_ms = int(settings.revoke_timeout_seconds * 1000)
         bound(Bounds(settings.max_message_bytes, settings.batch_bytes, settings.max_headers))
         self._consumer = connect(
-            lambda: KafkaConsumer(
-                **consumer_options(settings),
-                group_id=settings.group_id,
-                auto_offset_reset="none",  # see `_begin`
-                partition_assignment_strategy=[assignor],
-                session_timeout_ms=session_ms,
-                heartbeat_interval_ms=max(100, session_ms // 10),
-                # How long the group waits for a member that died while joining. Ours poll many
-                # times a second, but for the longest of what `poll` itself does.
-                max_poll_interval_ms=session_ms + revoke_ms + BEGIN_MS,
-                fetch_max_wait_ms=100,
-                retry_backoff_ms=IDLE_MS,
-                reconnect_backoff_max_ms=2_000,
-                metrics_enabled=False,
-            )
+            KafkaConsumer,
+            **consumer_options(settings),
+            group_id=settings.group_id,
+            auto_offset_reset="none",  # see `_begin`
+            partition_assignment_strategy=[assignor],
+            session_timeout_ms=session_ms,
+            heartbeat_interval_ms=max(100, session_ms // 10),
+            # How long the group waits for a member that died while joining. Ours poll many
+            # times a second, but for the longest of what `poll` itself does.
+            max_poll_interval_ms=session_ms + revoke_ms + BEGIN_MS,
+            fetch_max_wait_ms=100,
+            retry_backoff_ms=IDLE_MS,
+            reconnect_backoff_max_ms=2_000,
+            metrics_enabled=False,
         )
         self._membership = Membership(
             self._consumer, assignor, lambda lost: owner.released(_partitions(lost))
@@ -314,20 +310,6 @@ def consumer_options(settings: Settings) -> dict[str, Any]:
         "receive_message_max_bytes": FRAME_BYTES,
         "bootstrap_timeout_ms": BOOTSTRAP_MS,
     }
-
-
-def connect(make: Callable[[], Result]) -> Result:
-    """Build a client, of which this process reads the sockets in large pieces.
-
-    Raises InfrastructureError where no broker answers and ConfigError where it refuses us.
-    """
-    receive_in_large_pieces()
-    try:
-        return make()
-    except RetriableError as error:
-        raise InfrastructureError(f"Kafka: {error}") from error
-    except KafkaError as error:
-        raise ConfigError(f"Kafka: {error}") from error
 
 
 def of_all(

@@ -13,8 +13,9 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from kafka.structs import ConsumerGroupMetadata
 
-from worker.broker import BOOTSTRAP_MS, Consumer, Offsets, connect, structs
+from worker.broker import Consumer, Offsets, structs
 from worker.config import Settings
+from worker.connecting import BOOTSTRAP_MS, connect
 from worker.connections import KafkaSettings
 from worker.errors import InfrastructureError
 
@@ -44,12 +45,11 @@ class Publisher:
     def _connect(self) -> KafkaProducer:
         timeout_ms = int(self._timeout * 1000)
         return connect(
-            lambda: KafkaProducer(
-                **producer_options(self._settings),
-                delivery_timeout_ms=timeout_ms,
-                max_block_ms=timeout_ms,
-                request_timeout_ms=min(30_000, timeout_ms),
-            )
+            KafkaProducer,
+            **producer_options(self._settings),
+            delivery_timeout_ms=timeout_ms,
+            max_block_ms=timeout_ms,
+            request_timeout_ms=min(30_000, timeout_ms),
         )
 
     def publish(self, messages: list[Outgoing]) -> None:
@@ -100,14 +100,13 @@ class TransactionalPublisher:
     def _connect(self) -> KafkaProducer:
         timeout_ms = int(self._timeout * 1000)
         producer = connect(
-            lambda: KafkaProducer(
-                **producer_options(self._settings),
-                transactional_id=self._id,
-                transaction_timeout_ms=int(self._settings.transaction_timeout_seconds * 1000),
-                delivery_timeout_ms=timeout_ms,
-                max_block_ms=timeout_ms,
-                request_timeout_ms=min(30_000, timeout_ms),
-            )
+            KafkaProducer,
+            **producer_options(self._settings),
+            transactional_id=self._id,
+            transaction_timeout_ms=int(self._settings.transaction_timeout_seconds * 1000),
+            delivery_timeout_ms=timeout_ms,
+            max_block_ms=timeout_ms,
+            request_timeout_ms=min(30_000, timeout_ms),
         )
         try:
             self._watched(producer.init_transactions)

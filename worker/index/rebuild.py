@@ -20,9 +20,9 @@ from kafka.structs import TopicPartition
 
 from worker import flags, logs
 from worker.arguments import Parser, nonempty, whole
-from worker.broker import connect as connect_kafka
 from worker.broker import consumer_options, of_all, record_of
 from worker.config import Settings, harmless_environment
+from worker.connecting import connect as connect_kafka
 from worker.decoding import DecoderPool
 from worker.embedder import Embedder
 from worker.errors import ConfigError, DedupError, EventError, InfrastructureError
@@ -245,7 +245,7 @@ def _reading(settings: Settings) -> Iterator[Callable[[], Iterator[Record]]]:
     Raises ConfigError when there is no such topic.
     """
     bound(Bounds(settings.max_message_bytes, settings.batch_bytes, settings.max_headers))
-    consumer = connect_kafka(lambda: KafkaConsumer(**consumer_options(settings)))
+    consumer = connect_kafka(KafkaConsumer, **consumer_options(settings))
     prefetched = Prefetched(consumer, settings.poll_bytes)
     topic = settings.topic
     partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
