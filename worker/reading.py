@@ -5,8 +5,8 @@ Knows uris and bytes; not events, not what is done with the images.
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from concurrent.futures import Future
+from threading import Condition, Thread
 
 from worker.threads import show_name
 
@@ -24,38 +24,53 @@ class Reader:
     def __init__(self, fetch: Fetch, concurrency: int, budget: int, largest: int) -> None:
         """`budget` bytes may be held together; one fetch alone is always let through."""
         self._fetch = fetch
-        self._threads = ThreadPoolExecutor(concurrency, "fetch", initializer=show_name)
+        self._concurrency = concurrency
         self._budget = budget
         self._largest = largest
-        self._lock = Lock()
+        self._changed = Condition()
+        self._threads = 0
         self._held = 0
         self._waiting: deque[tuple[str, Future[bytes]]] = deque()
+        self._closed = False
 
     def submit(self, uri: str) -> "Future[bytes]":
         """The bytes of `uri` to come, or what its fetch raised."""
         future: Future[bytes] = Future()
-        with self._lock:
+        with self._changed:
+            if self._threads < self._concurrency:
+                # A pool's own threads would have the process wait, at its end, for what hangs.
+                Thread(target=self._work, name=f"fetch_{self._threads}", daemon=True).start()
+                self._threads += 1
             self._waiting.append((uri, future))
-        self._start()
+            self._changed.notify()
         return future
 
     def release(self, size: int) -> None:
         """`size` fetched bytes are let go of."""
-        with self._lock:
+        with self._changed:
             self._held -= size
-        self._start()
+            self._changed.notify(1 + size // self._largest)  # no more can fit for that
 
     def close(self) -> None:
-        """Start nothing more; fetches under way end in the background."""
-        with self._lock:
+        """Start nothing more; fetches under way end in the background, or with the process."""
+        with self._changed:
+            self._closed = True
             self._waiting.clear()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+            self._changed.notify_all()
 
-    def _start(self) -> None:
-        with self._lock:
-            while self._waiting and self._fits():
-                self._held += self._largest
-                self._threads.submit(self._run, *self._waiting.popleft())
+    def _work(self) -> None:
+        show_name()
+        while begun := self._begin():
+            self._run(*begun)
+
+    def _begin(self) -> "tuple[str, Future[bytes]] | None":
+        """The next fetch, once it may start; nothing when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or (self._waiting and self._fits()))
+            if self._closed:
+                return None
+            self._held += self._largest
+            return self._waiting.popleft()
 
     def _fits(self) -> bool:
         return self._held == 0 or self._held + self._largest <= self._budget

@@ -1,5 +1,7 @@
 """Fetches start in order and hold no more than their budget."""
 
+import subprocess
+import sys
 from concurrent.futures import Future
 from threading import Event
 
@@ -9,6 +11,23 @@ from worker.errors import EventError, Reason
 from worker.reading import Reader
 
 LARGEST = 100
+END_SECONDS = 60.0
+HANGING = """
+from threading import Event
+from worker.reading import Reader
+
+began = Event()
+
+def fetch(uri: str) -> bytes:
+    began.set()
+    Event().wait()
+    return b""
+
+reader = Reader(fetch, concurrency=2, budget=1, largest=1)
+reader.submit("a")
+began.wait()
+reader.close()
+"""
 
 
 class Source:
@@ -70,3 +89,18 @@ def test_a_failed_fetch_gives_its_reservation_back() -> None:
         with pytest.raises(EventError):
             reader.submit("a").result(10)
     reader.close()
+
+
+def test_a_fetch_that_hangs_does_not_keep_the_process() -> None:
+    subprocess.run([sys.executable, "-c", HANGING], check=True, timeout=END_SECONDS)
+
+
+def test_what_has_not_begun_when_it_is_closed_never_does() -> None:
+    source = Source()
+    reader = Reader(source.fetch, concurrency=1, budget=4 * LARGEST, largest=LARGEST)
+    first, second = reader.submit("a"), reader.submit("b")
+    assert source.began["a"].wait(10)
+    reader.close()
+    source.finish("a", first)
+    assert not source.began["b"].wait(0.05)
+    assert not second.done()
