@@ -81,14 +81,14 @@ class Consumer:
         )
         self._prefetched = Prefetched(self._consumer, settings.poll_bytes)
         self._topic_id = TopicId(self._consumer, settings.topic)
-        listener = _Listener(
+        self._listener = _Listener(
             self._consumer,
             self._membership,
             owner,
             settings.revoke_timeout_seconds,
             commits=settings.delivery == "at-least-once",
         )
-        self._consumer.subscribe([self._topic], listener=listener)
+        self._consumer.subscribe([self._topic], listener=self._listener)
 
     def poll(self, timeout_seconds: float, most: int) -> list[Record]:
         """Up to `most` records; also drives joining, rebalances and heartbeats.
@@ -229,8 +229,9 @@ class Consumer:
         }
 
     def close(self, timeout_seconds: float) -> None:
-        """Leave the group."""
+        """Leave the group, and commit what is finished; work that is not is left to others."""
         self._membership.be_heard_leaving()
+        self._listener.hurry(timeout_seconds)
         with suppress(KafkaError):
             self._consumer.close(autocommit=False, timeout_ms=int(timeout_seconds * 1000))
 
@@ -259,6 +260,15 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._owner = owner
         self._timeout = timeout_seconds
         self._commits = commits
+        self._commit_ms: int | None = None
+
+    def hurry(self, commit_seconds: float) -> None:
+        """Wait for no work any more, for nobody does it, and for a commit only so long.
+
+        kafka-python waits for us before it leaves the group, whatever time it has.
+        """
+        self._timeout = 0.0
+        self._commit_ms = int(commit_seconds * 1000)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         self._membership.forget_answers()
@@ -283,7 +293,8 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         if not mine:
             return
         try:
-            await self._consumer.commit_async(structs(mine))
+            answer = self._consumer.commit_async(structs(mine))
+            await self._consumer._manager.wait_for(answer, self._commit_ms)
             self._owner.committed(mine)
         except KafkaError as error:
             # The next owner does the work again and, the index being idempotent,

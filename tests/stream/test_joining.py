@@ -13,6 +13,7 @@ from deploy.local import LocalKafka
 from tests.conftest import PARTITIONS, Topics
 from tests.stream.harness import until
 from tests.stream.member import SECONDS, SHORT_POLL_SECONDS, Member
+from worker.offsets import Partition
 
 LONG_SECONDS = 30.0  # a session that does not end while a test looks
 
@@ -56,6 +57,21 @@ def test_what_is_committed_is_not_answered_from_before(member: Member) -> None:
         with pytest.raises(KafkaTimeoutError):  # asks, and does not wait for the answer
             member.consumer._consumer.committed(TopicPartition(*partition), timeout_ms=0)
         until(lambda: all(each.is_done for each in waiting.values()), SECONDS, "answered")
+
+
+def test_who_closes_waits_for_no_work(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody does it any more; in a rebalance it would be asked for again and again."""
+    asked: list[set[Partition]] = []
+
+    def never_finished(partitions: set[Partition]) -> int:
+        asked.append(partitions)
+        return 1
+
+    monkeypatch.setattr(member.owner, "unfinished", never_finished)
+    everything = set(member.owner.held)
+    member.consumer.close(2.0)
+    assert asked == [everything]
+    assert not member.owner.held
 
 
 def polled(*members: Member) -> bool:

@@ -1,6 +1,7 @@
 """Where a partition begins, and who may commit: the consumer's answers to what Kafka tells it."""
 
 import asyncio
+from collections.abc import Awaitable
 from queue import Queue
 from types import SimpleNamespace
 from typing import Any, cast
@@ -54,11 +55,16 @@ class Client:
         self._cluster = SimpleNamespace(
             topic_id=lambda topic: self.topic_id, request_update=lambda: "asked"
         )
-        self._manager = SimpleNamespace(wait_for="wait for")
+        self.waited: list[int | None] = []
+        self._manager = SimpleNamespace(wait_for=self._wait_for)
         self._net = SimpleNamespace(run=self._run)
 
-    def _run(self, wait_for: str, asked: str, timeout_ms: int) -> None:
-        assert (wait_for, asked) == ("wait for", "asked")
+    async def _wait_for(self, answer: Awaitable[None], timeout_ms: int | None) -> None:
+        self.waited.append(timeout_ms)
+        await answer
+
+    def _run(self, wait_for: object, asked: str, timeout_ms: int) -> None:
+        assert (wait_for, asked) == (self._wait_for, "asked")
         self.topic_id = self.told
 
     def subscribe(self, topics: list[str], listener: Any) -> None:
@@ -106,7 +112,8 @@ class Client:
         """Nothing is fetched here anyway."""
 
     def close(self, **_: Any) -> None:
-        """Nothing to leave."""
+        """Asks its listener first, as kafka-python does, and waits for it."""
+        asyncio.run(self.listener.on_partitions_revoked({P, Q}))
 
     def committed_offsets(self) -> list[dict[TopicPartition, int]]:
         """What was committed, in order."""
@@ -235,6 +242,19 @@ def test_a_rebalance_commits_beside_no_transaction(
     asyncio.run(client.listener.on_partitions_revoked({P}))
     assert len(client.commits) == commits
     assert assignment.committable() == {}
+
+
+def test_who_closes_waits_for_no_work_and_commits_what_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rebalance would wait for five minutes, and for a commit as long as that takes."""
+    member, client, assignment = consumer(monkeypatch, revoke_timeout_seconds=300)
+    assignment.assigned({tuple(P)})
+    done, _ = assignment.admit([Record("images", 0, n, 0, b"k", b"v") for n in (1, 2)])
+    assignment.finish([done])
+    member.close(2.0)
+    assert client.committed_offsets() == [{P: 2}]
+    assert client.waited == [2_000]
 
 
 def test_who_dies_while_joining_holds_the_group_up_for_no_five_minutes(
