@@ -1,9 +1,10 @@
-"""Reads Kafka's sockets in large pieces.
+"""Reads Kafka's sockets in large pieces, and to their end.
 
 kafka-python 3.0 asks for 4 KiB at a time: 27 calls for a picture of 100 kB, each of which lets
 Python's lock go and waits for it again. Its selector also looks a socket up by its text wherever it
-waits, which asks the kernel for both addresses. Owns the sockets that do neither; knows nothing of
-what is read.
+waits, which asks the kernel for both addresses. And what a broker says before it hangs up is thrown
+away where both come together, as when it says that a password is wrong. Owns the sockets that do
+none of that; knows nothing of what is read.
 """
 
 import socket
@@ -15,6 +16,8 @@ from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 AT_ONCE = 256 * 1024
 """Bytes; of TLS one record comes, 16 KiB."""
+
+_Received = tuple[bytes, Exception | None]
 
 
 class _Socket(socket.socket):
@@ -48,6 +51,9 @@ class _Tcp(KafkaTCPTransport):  # type: ignore[misc]
     def __init__(self, net: Any, sock: socket.socket, host: str | None = None) -> None:
         super().__init__(net, _Socket(sock), host=host)
 
+    def _sock_recv(self) -> _Received:
+        return _before_the_end(*super()._sock_recv())
+
 
 class _Tls(KafkaSSLTransport):  # type: ignore[misc]
     @staticmethod
@@ -55,6 +61,14 @@ class _Tls(KafkaSSLTransport):  # type: ignore[misc]
         context: ssl.SSLContext = KafkaSSLTransport._build_ssl_context(config)
         context.sslsocket_class = _TlsSocket
         return context
+
+    def _sock_recv(self) -> _Received:
+        return _before_the_end(*super()._sock_recv())
+
+
+def _before_the_end(data: bytes, error: Exception | None) -> _Received:
+    """What came, if anything did; the end comes again."""
+    return (data, None) if data else (data, error)
 
 
 def receive_in_large_pieces() -> None:

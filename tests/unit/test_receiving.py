@@ -1,4 +1,4 @@
-"""Connections to Kafka are read in large pieces, in the clear and through TLS."""
+"""Connections to Kafka are read in large pieces and to their end, in the clear and through TLS."""
 
 import socket
 import ssl
@@ -8,12 +8,14 @@ from threading import Thread
 
 import pytest
 import trustme
+from kafka.errors import KafkaConnectionError
 from kafka.net import manager, transport
 
 from worker.receiving import receive_in_large_pieces
 
 PICTURE = bytes(100_000)
 TLS_RECORD = 16 * 1024
+HUNG_UP = KafkaConnectionError("socket disconnected")
 
 
 @pytest.fixture(autouse=True)
@@ -65,5 +67,18 @@ def test_a_record_of_tls_comes_in_one_piece(
     connection._sock.do_handshake()
     assert len(connection._sock.recv(4096)) == TLS_RECORD
     assert "TLS" in repr(connection._sock)
-    connection._sock.close()
     serving.join()
+    assert connection._sock_recv() == (PICTURE[TLS_RECORD:], None)
+    assert connection._sock_recv() == (b"", HUNG_UP)
+    connection._sock.close()
+
+
+def test_what_is_said_before_the_end_is_heard(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    ours.setblocking(False)
+    connection = manager.KafkaTCPTransport(None, ours)
+    theirs.sendall(b"a wrong password")
+    theirs.close()
+    assert connection._sock_recv() == (b"a wrong password", None)
+    assert connection._sock_recv() == (b"", HUNG_UP)
+    connection._sock.close()
