@@ -14,6 +14,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from producer.events import Outgoing
+from worker.connecting import connect
 from worker.connections import KafkaSettings
 from worker.errors import InfrastructureError
 
@@ -46,7 +47,8 @@ class Tally:
 class Publisher:
     """A context manager; leaving it waits for what is still unacknowledged.
 
-    Raises InfrastructureError when no broker answers or the topic is not there.
+    Raises InfrastructureError when no broker answers or the topic is not there, and ConfigError
+    when Kafka refuses us.
     """
 
     def __init__(
@@ -131,7 +133,8 @@ def _connect(settings: KafkaSettings, connect_seconds: float, delivery_seconds: 
     options = settings.client_options()
     where = ",".join(options["bootstrap_servers"])
     try:
-        producer = KafkaProducer(
+        producer = connect(
+            KafkaProducer,
             **options,
             acks="all",
             enable_idempotence=True,
@@ -143,7 +146,7 @@ def _connect(settings: KafkaSettings, connect_seconds: float, delivery_seconds: 
             request_timeout_ms=int(delivery_seconds * 1000) // 2,
             delivery_timeout_ms=int(delivery_seconds * 1000),
         )
-    except KafkaError as error:
+    except InfrastructureError as error:
         raise InfrastructureError(f"no Kafka at {where}: {error}") from None
     try:
         if not producer.partitions_for(settings.topic):

@@ -15,7 +15,7 @@ from kafka.structs import ConsumerGroupMetadata
 
 from worker.broker import Consumer, Offsets, structs
 from worker.config import Settings
-from worker.connecting import BOOTSTRAP_MS, connect
+from worker.connecting import BOOTSTRAP_MS, reconnect
 from worker.connections import KafkaSettings
 from worker.errors import InfrastructureError
 
@@ -44,7 +44,7 @@ class Publisher:
 
     def _connect(self) -> KafkaProducer:
         timeout_ms = int(self._timeout * 1000)
-        return connect(
+        return reconnect(
             KafkaProducer,
             **producer_options(self._settings),
             delivery_timeout_ms=timeout_ms,
@@ -99,7 +99,7 @@ class TransactionalPublisher:
 
     def _connect(self) -> KafkaProducer:
         timeout_ms = int(self._timeout * 1000)
-        producer = connect(
+        producer = reconnect(
             KafkaProducer,
             **producer_options(self._settings),
             transactional_id=self._id,

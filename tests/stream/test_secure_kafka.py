@@ -6,17 +6,24 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kafka import KafkaConsumer
 
 from deploy.apache_kafka import Access, LocalApacheKafka
-from tests.conftest import require_apache_kafka
+from deploy.local import LocalRedis
+from tests.conftest import Topics, require_apache_kafka
+from tests.stream.harness import Worker
+from worker.config import Settings
 from worker.connections import KafkaSettings
+from worker.errors import InfrastructureError
 from worker.flags import load
+from worker.publishing import Outgoing, Publisher
 
 USERNAME, PASSWORD, KEY_PASSWORD = "producer", "not-for-the-log-7391", "key-hush-4410"
 WAIT_SECONDS = 120.0
+NOBODY = Topics("images", "verdicts", "dead-letters", "group")
 EVENT = json.dumps({"image_id": "1", "op": "delete"}).encode()
 
 pytestmark = pytest.mark.apache_kafka
@@ -42,6 +49,19 @@ def secure_kafka(access: Access) -> Iterator[LocalApacheKafka]:
     with LocalApacheKafka(access=access) as kafka:
         kafka.create_topics({"images": 1})
         yield kafka
+
+
+def secured(kafka: LocalApacheKafka, access: Access, **changes: object) -> dict[str, Any]:
+    """Settings that let in."""
+    return {
+        "bootstrap_servers": kafka.secure_bootstrap,
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "SCRAM-SHA-256",
+        "sasl_username": USERNAME,
+        "sasl_password": PASSWORD,
+        "kafka_ca_file": access.certificate,
+        **changes,
+    }
 
 
 def publish(
@@ -78,17 +98,7 @@ def test_the_right_password_lets_in(
 ) -> None:
     done = publish(secure_kafka, access, mechanism, PASSWORD, access.certificate)
     assert done.returncode == 0, done.stderr
-    settings = load(
-        KafkaSettings,
-        {
-            "bootstrap_servers": secure_kafka.secure_bootstrap,
-            "security_protocol": "SASL_SSL",
-            "sasl_mechanism": mechanism,
-            "sasl_username": USERNAME,
-            "sasl_password": PASSWORD,
-            "kafka_ca_file": access.certificate,
-        },
-    )
+    settings = load(KafkaSettings, secured(secure_kafka, access, sasl_mechanism=mechanism))
     consumer = KafkaConsumer(
         "images",
         **settings.client_options(),
@@ -107,6 +117,7 @@ def test_a_wrong_password_is_refused_and_not_shown(
     assert done.returncode == 2
     shown = done.stdout + done.stderr
     assert b"Traceback" not in shown
+    assert b"SaslAuthenticationFailed" in shown
     assert wrong.encode() not in shown
 
 
@@ -121,6 +132,7 @@ def test_a_server_of_another_authority_is_not_trusted(
     subprocess.run(command, check=True, capture_output=True)
     done = publish(secure_kafka, access, "PLAIN", PASSWORD, other)
     assert done.returncode == 2
+    assert b"certificate verify failed" in done.stderr
     assert PASSWORD.encode() not in done.stdout + done.stderr
 
 
@@ -132,7 +144,32 @@ def test_a_server_of_another_name_is_not_trusted(
     more = {"bootstrap-servers": elsewhere}
     done = publish(secure_kafka, access, "PLAIN", PASSWORD, access.certificate, more=more)
     assert done.returncode == 2
+    assert b"Hostname mismatch" in done.stderr
     assert PASSWORD.encode() not in done.stdout + done.stderr
+
+
+def test_a_worker_that_is_refused_says_why_and_ends(
+    secure_kafka: LocalApacheKafka, access: Access, redis_server: LocalRedis, tmp_path: Path
+) -> None:
+    wrong = secured(secure_kafka, access, sasl_password=PASSWORD[::-1])
+    bootstrap, log = wrong.pop("bootstrap_servers"), tmp_path / "worker.log"
+    with Worker(bootstrap, redis_server.url, NOBODY, log, **wrong) as worker:
+        assert worker.process is not None
+        assert worker.process.wait(WAIT_SECONDS) == 2
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("error: Kafka: ")
+    assert "SaslAuthenticationFailed" in last
+    assert PASSWORD[::-1] not in log.read_text()
+
+
+def test_who_publishes_waits_where_it_is_refused(
+    secure_kafka: LocalApacheKafka, access: Access
+) -> None:
+    """It runs, so it was let in before."""
+    wrong = secured(secure_kafka, access, sasl_password=PASSWORD[::-1])
+    publisher = Publisher(load(Settings, wrong))
+    with pytest.raises(InfrastructureError, match="SaslAuthenticationFailed"):
+        publisher.publish([Outgoing("images", b"k", b"v")])
 
 
 def test_a_client_certificate_that_is_asked_for_must_be_shown(

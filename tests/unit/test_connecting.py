@@ -1,19 +1,32 @@
-"""Clients of a Kafka that is not there."""
+"""Clients of a Kafka that is not there, or is another than it should be."""
 
 import gc
 import logging
 import os
+import ssl
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from kafka import KafkaConsumer, KafkaProducer
 
 from deploy.process import free_port
-from worker.connecting import connect
+from tests.unit.trick_server import TrickServer
+from worker.connecting import Refused, connect
 from worker.errors import InfrastructureError
 
-TRY_MS = 200
+TRY_MS = 500
+HANDSHAKE_MS = 2_000  # a busy machine needs some
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> trustme.CA:
+    """Its certificate is in `authority.pem`."""
+    made = trustme.CA()
+    made.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    return made
 
 
 def held() -> tuple[int, list[str]]:
@@ -35,3 +48,47 @@ def test_nothing_is_left_of_who_found_no_broker(
             connect(kind, bootstrap_servers=address, bootstrap_timeout_ms=TRY_MS)
     gc.collect()
     assert held() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [
+        ("authority", "CERTIFICATE_VERIFY_FAILED"),
+        ("name", "IP address mismatch"),
+        ("client", "CERTIFICATE_REQUIRED"),
+        ("file", "NO_CERTIFICATE_OR_CRL_FOUND"),
+    ],
+)
+def test_tls_that_does_not_come_about_is_a_setting_that_is_wrong(
+    server: TrickServer, authority: trustme.CA, tmp_path: Path, wrong: str, cause: str
+) -> None:
+    server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trusted = trustme.CA() if wrong == "authority" else authority
+    name = "kafka.test" if wrong == "name" else "127.0.0.1"
+    trusted.issue_cert(name).configure_cert(server.tls)
+    if wrong == "client":
+        server.tls.verify_mode = ssl.CERT_REQUIRED
+    file = tmp_path / "authority.pem"
+    if wrong == "file":
+        file.write_text("nothing of that kind")
+    options = {
+        "bootstrap_servers": f"127.0.0.1:{server.port}",
+        "security_protocol": "SSL",
+        "ssl_cafile": str(file),
+        "bootstrap_timeout_ms": HANDSHAKE_MS,
+    }
+    with pytest.raises(Refused, match=cause):
+        connect(KafkaConsumer, **options)
+
+
+def test_why_no_broker_was_found_is_said() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(InfrastructureError, match=f"from {address}: .*ECONNREFUSED$"):
+        connect(KafkaConsumer, bootstrap_servers=address, bootstrap_timeout_ms=TRY_MS)
+
+
+def test_that_nobody_answers_has_no_cause(server: TrickServer) -> None:
+    """Nor a text of its own for each try, which would be logged each time."""
+    address = f"127.0.0.1:{server.port}"
+    with pytest.raises(InfrastructureError, match=f"from {address}$"):
+        connect(KafkaConsumer, bootstrap_servers=address, bootstrap_timeout_ms=TRY_MS)
