@@ -49,7 +49,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_whole_trip_is_summed_up(photos: Path, tmp_path: Path) -> None:
+def test_the_whole_trip_is_summed_up(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "ROUNDS", 1)
+    monkeypatch.setattr(pipeline, "SCALING_ROUNDS", 1)
     summary, plot = tmp_path / "summary.json", tmp_path / "latency.svg"
     options = ["--images", "12", "--photos", str(photos), "--seconds", "2", "--workers", "1,2"]
     options += ["--embed-mode", "fp32", "--json", str(summary), "--plot", str(plot)]
