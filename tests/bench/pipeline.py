@@ -133,7 +133,7 @@ class Bench:
             folder.mkdir()
             found.files = rig.drain(file_events("files", self.files, folder))
             uris = [path.as_uri() for path in sorted(folder.iterdir())]
-            rates = (1.0, *(load * found.images_per_second for load in LOADS))
+            rates = (1.0, *(load * found.new.images_per_second for load in LOADS))
             for kind, each, make in (("inline", self.files, inline), ("file://", uris, by_uri)):
                 for rate in rates:
                     count = max(latency.LEAST_EVENTS, round(rate * seconds))

@@ -42,13 +42,8 @@ class Results:
 
     @property
     def new(self) -> Drained:
-        """The worker's middle round."""
+        """The worker's middle round; its images a second are what is called the maximum."""
         return _middle([each.worker for each in self.rounds])
-
-    @property
-    def images_per_second(self) -> float:
-        """What is called the maximum."""
-        return self.new.images_per_second
 
     def rival(self, name: str) -> Pace:
         """Its middle round."""
@@ -75,7 +70,7 @@ def summary(results: Results) -> dict[str, float]:
     assert exact
     steady, by_uri = (_steady(each, new) for each in results.latencies.values())
     return {
-        "images_per_second": results.images_per_second,
+        "images_per_second": new.images_per_second,
         "ideal_images_per_second": results.rival("ideal").images_per_second,
         "cpu_ratio_to_ideal": median(
             each.worker.worker_cpu / each.rivals["ideal"].cpu_seconds for each in results.rounds
