@@ -2,13 +2,16 @@
 
 Owns the child's own limits and the wire format it shares with `worker.decoding`. Knows
 nothing of queues, deadlines or retries: whoever started it may kill it at any moment.
-Run as `python -m worker.decoder_child SIZE MAX_BYTES MAX_PIXELS MEMORY_BYTES PARENT_PID`.
+Run as
+`python -m worker.decoder_child DESCRIPTOR SIZE MAX_BYTES MAX_PIXELS MEMORY_BYTES PARENT_PID`.
 
-Wire: the child says `READY` once. A request is `LENGTH` and that many bytes of an encoded
-image; the answer is `ANSWER` (status, length) and that many bytes: with `PIXELS` the
-size x size x 3 samples, with `REFUSED` a reason and a detail, UTF-8, a NUL between them.
+Wire: the child says `READY` once. A request is the `LENGTH` of an encoded image, which lies in the
+memory behind `DESCRIPTOR` (`worker.decoder_memory`); the answer is `ANSWER` (status, length), and
+there lies what it is: with `PIXELS` the size x size x 3 samples, with `REFUSED` a reason and a
+detail, UTF-8, a NUL between them.
 """
 
+import itertools
 import logging
 import os
 import resource
@@ -25,6 +28,8 @@ if TYPE_CHECKING:  # at run time only after the limits are set
     import numpy as np
     from numpy.typing import NDArray
 
+    from worker.decoder_memory import DecoderMemory
+
 READY = b"R"
 LENGTH = struct.Struct("<I")
 ANSWER = struct.Struct("<BI")
@@ -36,40 +41,37 @@ _NICENESS = 10  # a decoder that runs ahead of the embedding only lengthens the 
 
 def main(argv: list[str]) -> int:
     """Serve until stdin ends."""
-    size, max_bytes, max_pixels, memory_bytes, parent = map(int, argv)
+    shared, size, max_bytes, max_pixels, memory_bytes, parent = map(int, argv)
     _stay_out_of_the_way(parent)
     _mute_codecs()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy would reserve memory for every core
+    from worker.decoder_memory import DecoderMemory
     from worker.images import ImageLimits, decode
 
     _limit_pillow(max_pixels)
+    memory = DecoderMemory(shared, size, max_bytes)
     _limit_memory(memory_bytes)
     limits = ImageLimits(max_bytes, max_pixels)
-    _serve(lambda data: decode(data, size, limits))
+    _serve(lambda data: decode(data, size, limits), memory)
     return 0
 
 
-def _serve(decode: "Callable[[bytes], NDArray[np.uint8]]") -> None:
+def _serve(decode: "Callable[[bytes], NDArray[np.uint8]]", memory: "DecoderMemory") -> None:
     """Answer requests in the order they come. An error that is not the image's own ends us."""
     from worker.errors import EventError
 
     requests, answers = sys.stdin.buffer, sys.stdout.fileno()
-    _write(answers, READY)
-    while head := requests.read(LENGTH.size):
-        data = requests.read(*LENGTH.unpack(head))
+    os.write(answers, READY)
+    for number in itertools.count():
+        if not (head := requests.read(LENGTH.size)):
+            return
+        data = memory.image(number, *LENGTH.unpack(head))
         try:
             status, body = PIXELS, decode(data).data.cast("B")
         except EventError as error:
             status, body = REFUSED, memoryview(f"{error.reason}\0{error.detail}".encode())
-        _write(answers, ANSWER.pack(status, len(body)))
-        _write(answers, body)
-
-
-def _write(pipe: int, data: bytes | memoryview) -> None:
-    """Write all of `data`; a pipe may take it in parts."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(pipe, rest) :]
+        memory.put_answer(number, body)
+        os.write(answers, ANSWER.pack(status, len(body)))
 
 
 def _stay_out_of_the_way(parent: int) -> None:

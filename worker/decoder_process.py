@@ -5,15 +5,15 @@ Owns starting and killing the process and the parent's half of the wire format. 
 """
 
 import contextlib
-import fcntl
-import itertools
+import math
 import os
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.decoder_child import ANSWER, LENGTH, PIXELS, READY
+from worker.decoder_memory import MOST_REFUSAL_BYTES, DecoderMemory, open_memory
+from worker.decoder_memory import memory_bytes as shared_bytes
 from worker.errors import EventError, Reason
 from worker.images import ImageLimits
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
-_PIPE_BYTES = 1024 * 1024  # what Linux grants without privileges: a photo in one write
-_MOST_BUFFERS = 16  # of one writev
-_MOST_REFUSAL_BYTES = 4096
+_MOST_RECEIVED = 64  # bytes: all answers that can be there
 
 Pixels = NDArray[np.uint8]
 
@@ -62,20 +62,20 @@ class DecoderProcess:
         memory_bytes: int,
         environment: Mapping[str, str],
     ) -> None:
+        """Raises OSError where it cannot be started."""
         self.jobs: deque[Job] = deque()
         self.ready = False
-        self._shape, self._samples = (size, size, 3), size * size * 3
-        self._outgoing: deque[memoryview] = deque()
-        self._head = bytearray(len(READY))
-        self._body: Pixels | bytearray | None = None
-        self._wanted = memoryview(self._head)
-        self._process = _start(size, limits, memory_bytes, environment)
+        self._shape = (size, size, 3)
+        self._given = self._answered = 0
+        self._received = bytearray()
+        with ExitStack() as stack:
+            shared = open_memory(shared_bytes(size, limits.max_bytes))
+            stack.callback(os.close, shared)
+            self._memory = DecoderMemory(shared, size, limits.max_bytes)
+            self._process = _start(shared, size, limits, memory_bytes, environment)
         assert self._process.stdin is not None and self._process.stdout is not None
-        self.stdin, self.stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
-        for pipe in (self.stdin, self.stdout):
-            os.set_blocking(pipe, False)
-            with contextlib.suppress(OSError, AttributeError):  # a smaller pipe does, more slowly
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self._stdin, self.stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self.stdout, False)
         self._start_clock()
 
     @property
@@ -83,52 +83,42 @@ class DecoderProcess:
         """Process id."""
         return self._process.pid
 
-    @property
-    def wants_to_write(self) -> bool:
-        """Whether the pipe was too full for all that was given."""
-        return bool(self._outgoing)
-
     def give(self, job: Job) -> None:
-        """Send an image, as far as the pipe takes it now."""
+        """Hand an image over; it holds fewer than SLOTS."""
         if not self.jobs:
             self._start_clock()
         self.jobs.append(job)
-        self._outgoing += (memoryview(LENGTH.pack(len(job.data))), memoryview(job.data))
-        self.write()
+        self._memory.put_image(self._given, job.data)
+        self._given += 1
+        with contextlib.suppress(BrokenPipeError):  # that will show itself when reading
+            os.write(self._stdin, LENGTH.pack(len(job.data)))
 
-    def write(self) -> None:
-        """Go on sending. A broken pipe will show itself when reading."""
-        try:
-            while self._outgoing:
-                buffers = [*itertools.islice(self._outgoing, _MOST_BUFFERS)]
-                self._sent(os.writev(self.stdin, buffers))
-        except BlockingIOError:
-            return
-        except BrokenPipeError:
-            self._outgoing.clear()
-
-    def read(self) -> list[tuple[Job, Pixels | EventError]]:
+    def read(self) -> Iterator[tuple[Job, Pixels | EventError]]:
         """The jobs whose answers have arrived. Raises ProcessLost once none can come."""
-        done: list[tuple[Job, Pixels | EventError]] = []
-        while True:
-            try:
-                count = os.readv(self.stdout, [self._wanted])
-            except BlockingIOError:
-                return done
-            if count == 0:
-                if done:
-                    return done  # the end is still there at the next call
+        received = os.read(self.stdout, _MOST_RECEIVED)
+        if not received:
+            raise ProcessLost
+        self._received += received
+        if not self.ready:
+            self.ready = self._take(len(READY)) == READY
+            if not self.ready:
                 raise ProcessLost
-            self._wanted = self._wanted[count:]
-            if not self._wanted and (result := self._filled()) is not None:
-                done.append((self.jobs.popleft(), result))
-                self._start_clock()
+        self._start_clock()
+        while len(self._received) >= ANSWER.size:
+            result = self._answer(*ANSWER.unpack(self._take(ANSWER.size)))
+            job = self.jobs.popleft()
+            self._memory.drop_image(self._answered, len(job.data))
+            self._answered += 1
+            yield job, result
 
-    def spent(self) -> tuple[float, float]:
-        """Seconds since the oldest job was begun: of processor time, and on the wall."""
-        wall = time.monotonic() - self._since
+    def waited(self) -> float:
+        """Seconds on the wall since the oldest job was begun."""
+        return time.monotonic() - self._since
+
+    def worked(self) -> float:
+        """Seconds of processor time since then."""
         cpu = _cpu_seconds(self.pid)
-        return (wall if cpu is None else cpu - self._cpu_since), wall
+        return self.waited() if cpu is None else cpu - self._cpu_since
 
     def kill(self) -> str:
         """End it, wait for its end, and say in words how it ended."""
@@ -137,41 +127,21 @@ class DecoderProcess:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
+        self._memory.close()
         return f"signal {-code}" if code < 0 else f"status {code}"
 
-    def _sent(self, count: int) -> None:
-        while count:
-            first = self._outgoing.popleft()
-            if count < len(first):
-                self._outgoing.appendleft(first[count:])
-                return
-            count -= len(first)
+    def _take(self, count: int) -> bytes:
+        taken = bytes(self._received[:count])
+        del self._received[:count]
+        return taken
 
-    def _filled(self) -> Pixels | EventError | None:
-        """The buffer that was wanted is full: set up the next one; an answer when complete."""
-        if not self.ready:
-            self.ready = bytes(self._head) == READY
-            if not self.ready:
-                raise ProcessLost
-        elif self._body is None:
-            self._expect_body(*ANSWER.unpack(self._head))
-            return None
-        body, self._body = self._body, None
-        self._head = bytearray(ANSWER.size)
-        self._wanted = memoryview(self._head)
-        return _refusal(bytes(body)) if isinstance(body, bytearray) else body
-
-    def _expect_body(self, status: int, length: int) -> None:
+    def _answer(self, status: int, length: int) -> Pixels | EventError:
         pixels = status == PIXELS
-        wanted = self._samples if pixels else min(length, _MOST_REFUSAL_BYTES)
-        if not self.jobs or length != wanted:
+        possible = length == math.prod(self._shape) if pixels else length <= MOST_REFUSAL_BYTES
+        if not self.jobs or not possible:
             raise ProcessLost
-        if pixels:
-            self._body = np.empty(self._shape, np.uint8)
-            self._wanted = self._body.data.cast("B")
-        else:
-            self._body = bytearray(length)
-            self._wanted = memoryview(self._body)
+        body = self._memory.answer(self._answered, length)
+        return np.frombuffer(body, np.uint8).reshape(self._shape) if pixels else _refusal(body)
 
     def _start_clock(self) -> None:
         self._since = time.monotonic()
@@ -179,15 +149,20 @@ class DecoderProcess:
 
 
 def _start(
-    size: int, limits: ImageLimits, memory_bytes: int, environment: Mapping[str, str]
+    shared: int,
+    size: int,
+    limits: ImageLimits,
+    memory_bytes: int,
+    environment: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
-    numbers = (size, limits.max_bytes, limits.max_pixels, memory_bytes, os.getpid())
+    numbers = (shared, size, limits.max_bytes, limits.max_pixels, memory_bytes, os.getpid())
     return subprocess.Popen(
         [sys.executable, "-m", "worker.decoder_child", *map(str, numbers)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
         env=environment,
+        pass_fds=(shared,),
         cwd=_PACKAGE_ROOT,  # `-m` looks there first
         process_group=0,  # Ctrl-C reaches the parent alone
     )
@@ -206,7 +181,7 @@ def _cpu_seconds(pid: int) -> float | None:
         return None
 
 
-def _refusal(body: bytes) -> EventError:
+def _refusal(body: bytearray) -> EventError:
     try:
         reason, detail = body.decode().split("\0", 1)
         return EventError(Reason(reason), detail)

@@ -26,13 +26,14 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from types import MappingProxyType, TracebackType
 
+from worker.decoder_memory import SLOTS
 from worker.decoder_process import DecoderProcess, Job, Pixels, ProcessLost
 from worker.errors import EventError, InfrastructureError, Reason
 from worker.images import ImageLimits, check_bytes
 from worker.threads import show_name
 
-_AHEAD = 4  # images a child holds, the one it works on included
 _STUCK = 10  # times the deadline on the wall without using it up: the child hangs
+_MOST_THREADS = 4  # no codec works with more: before, its processor time need not be asked for
 _START_SECONDS = 60.0  # for a child to say it is ready
 _MOST_FAILED_STARTS = 5  # in a row, before those who wait are told
 _MOST_START_PAUSE = 5.0  # seconds
@@ -128,7 +129,7 @@ class DecoderPool:
                 self._start_missing()
                 self._hand_out()
                 for key, _ in self._selector.select(self._patience()):
-                    self._attend(key)
+                    self._attend(key.data)
                 self._check_clocks()
         finally:
             self._tear_down()
@@ -163,39 +164,25 @@ class DecoderPool:
                     break
                 job = self._waiting.popleft()
                 if job.future.running() or job.future.set_running_or_notify_cancel():
-                    self._give(min(able, key=lambda child: len(child.jobs)), job)
+                    min(able, key=lambda child: len(child.jobs)).give(job)
             if len(self._waiting) <= self._queue // 2:  # waking a thread for each is dear
                 self._changed.notify_all()
 
-    def _give(self, child: DecoderProcess, job: Job) -> None:
-        child.give(job)
-        if child.wants_to_write and child.stdin not in self._selector.get_map():
-            self._selector.register(child.stdin, selectors.EVENT_WRITE, child)
-
-    def _attend(self, key: selectors.SelectorKey) -> None:
-        """A pipe is ready: the wake-up call, answers to read, or room to write."""
-        child: DecoderProcess | None = key.data
+    def _attend(self, child: DecoderProcess | None) -> None:
+        """A pipe can be read: the wake-up call's, or that of a child."""
         if child is None:
             os.read(self._wake_read, 4096)
-        elif child not in self._children:
-            return  # lost a moment ago
-        elif key.fd == child.stdout:
+        elif child in self._children:  # not lost a moment ago
             self._receive(child)
-        else:
-            child.write()
-            if not child.wants_to_write:
-                self._selector.unregister(child.stdin)
 
     def _receive(self, child: DecoderProcess) -> None:
         try:
-            done = child.read()
+            for job, result in child.read():
+                job.finish(result)
         except ProcessLost:
             self._lost(child, None)
-            return
-        if child.ready:
+        else:
             self._failed_starts = 0
-        for job, result in done:
-            job.finish(result)
 
     def _patience(self) -> float | None:
         """Seconds until a clock must be looked at; None while nothing can run out."""
@@ -205,21 +192,20 @@ class DecoderPool:
 
     def _check_clocks(self) -> None:
         for child in self._running():
+            waited = child.waited()
             if not child.ready:
-                if child.spent()[1] > _START_SECONDS:
+                if waited > _START_SECONDS:
                     self._lost(child, None)
-            elif child.jobs:
-                cpu, wall = child.spent()
-                if cpu > self._deadline:
+            elif child.jobs and waited > self._deadline / _MOST_THREADS:
+                if child.worked() > self._deadline:
                     detail = f"decoding took longer than {self._deadline:g} s"
                     self._lost(child, EventError(Reason.UNDECODABLE, detail))
-                elif wall > self._deadline * _STUCK:
+                elif waited > self._deadline * _STUCK:
                     self._lost(child, None)
 
     def _lost(self, child: DecoderProcess, verdict: EventError | None) -> None:
         """Remove a child. `verdict` is for its first image; None: it crashed, or hangs."""
-        for pipe in {child.stdin, child.stdout} & set(self._selector.get_map()):
-            self._selector.unregister(pipe)
+        self._selector.unregister(child.stdout)
         self._children[self._children.index(child)] = None
         ended = child.kill()
         if not child.ready:
@@ -278,4 +264,4 @@ def _has_room(child: DecoderProcess, job: Job) -> bool:
         return False
     if job.suspect:
         return not child.jobs
-    return len(child.jobs) < _AHEAD and not any(each.suspect for each in child.jobs)
+    return len(child.jobs) < SLOTS and not any(each.suspect for each in child.jobs)

@@ -60,10 +60,14 @@ class BoundedBatch(TolerantBatch):
     _stream: "_Stream | None" = None  # of a compressed batch that is being read
     _next_offset: int | None = None
 
+    def __init__(self, buffer: memoryview) -> None:
+        super().__init__(buffer[: self.HEADER_STRUCT.size])
+        self._buffer = bytes(buffer)  # of the bytearray it would make, each part is copied twice
+
     def _maybe_uncompress(self) -> None:
         if not self._decompressed and self.compression_type != self.CODEC_NONE:
             self._assert_has_codec(self.compression_type)
-            data = bytes(self._buffer[self._pos :])
+            data = self._buffer[self._pos :]
             pieces = _pieces(self.compression_type, data, self.bounds.batch)
             self._stream = _Stream(pieces, self.bounds.batch)
             self._buffer, self._pos = bytearray(), 0

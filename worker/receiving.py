@@ -2,9 +2,10 @@
 
 kafka-python 3.0 asks for 4 KiB at a time: 27 calls for a picture of 100 kB, each of which lets
 Python's lock go and waits for it again. Its selector also looks a socket up by its text wherever it
-waits, which asks the kernel for both addresses. And what a broker says before it hangs up is thrown
-away where both come together, as when it says that a password is wrong. Owns the sockets that do
-none of that; knows nothing of what is read.
+waits, which asks the kernel for both addresses. An answer, which may be megabytes long, it copies
+five times before it looks into it. And what a broker says before it hangs up is thrown
+away where both come together, as when it says that a password is wrong. Owns the sockets and
+the buffer that do none of that; knows nothing of what is read.
 """
 
 import socket
@@ -13,6 +14,8 @@ from typing import Any
 
 from kafka.net import manager
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
+from kafka.protocol import parser
+from kafka.protocol.frame import KafkaBytes
 
 AT_ONCE = 256 * 1024
 """Bytes; of TLS one record comes, 16 KiB."""
@@ -66,6 +69,27 @@ class _Tls(KafkaSSLTransport):  # type: ignore[misc]
         return _before_the_end(*super()._sock_recv())
 
 
+class _Frame(KafkaBytes):  # type: ignore[misc]
+    """An answer, or its length, while it comes in."""
+
+    _idx: int
+
+    def write(self, data: bytes) -> None:
+        """Put it behind what came before; a bytearray would copy it once more on the way."""
+        start = self._idx
+        self._idx += len(data)
+        with memoryview(self) as whole:
+            whole[start : self._idx] = data
+
+    def read(self, nbytes: int | None = None) -> Any:
+        """A copy of so many bytes; all that is left is not copied."""
+        if nbytes is not None:
+            return super().read(nbytes)
+        rest = memoryview(self)[self._idx :]
+        self._idx = len(self)
+        return rest
+
+
 def _before_the_end(data: bytes, error: Exception | None) -> _Received:
     """What came, if anything did; the end comes again."""
     return (data, None) if data else (data, error)
@@ -75,3 +99,4 @@ def receive_in_large_pieces() -> None:
     """Let all connections to Kafka that this process makes from now on be read so."""
     manager.KafkaTCPTransport = _Tcp
     manager.KafkaSSLTransport = _Tls
+    parser.KafkaBytes = _Frame

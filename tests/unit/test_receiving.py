@@ -10,6 +10,7 @@ import pytest
 import trustme
 from kafka.errors import KafkaConnectionError
 from kafka.net import manager, transport
+from kafka.protocol import frame, parser
 
 from worker.receiving import receive_in_large_pieces
 
@@ -22,6 +23,7 @@ HUNG_UP = KafkaConnectionError("socket disconnected")
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KafkaTCPTransport", "KafkaSSLTransport"):
         monkeypatch.setattr(manager, name, getattr(transport, name))
+    monkeypatch.setattr(parser, "KafkaBytes", frame.KafkaBytes)
     receive_in_large_pieces()
 
 
@@ -82,3 +84,14 @@ def test_what_is_said_before_the_end_is_heard(ends: tuple[socket.socket, socket.
     assert connection._sock_recv() == (b"a wrong password", None)
     assert connection._sock_recv() == (b"", HUNG_UP)
     connection._sock.close()
+
+
+def test_an_answer_is_put_together_and_its_rest_is_not_copied() -> None:
+    answer = parser.KafkaBytes(12)
+    for piece in (b"head", b"re", b"cords!"):
+        answer.write(piece)
+    answer.seek(0)
+    assert answer.read(4) == b"head"
+    rest = answer.read()
+    assert (bytes(rest), answer.tell()) == (b"records!", 12)
+    assert rest.obj is answer
