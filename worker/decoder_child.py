@@ -6,8 +6,8 @@ Run as
 `python -m worker.decoder_child DESCRIPTOR SIZE MAX_BYTES MAX_PIXELS MEMORY_BYTES PARENT_PID`.
 
 Wire: the child says `READY` once. A request is the `LENGTH` of an encoded image, which lies in the
-memory behind `DESCRIPTOR` (`worker.decoder_memory`); the answer is `ANSWER` (status, length), and
-there lies what it is: with `PIXELS` the size x size x 3 samples, with `REFUSED` a reason and a
+memory behind `DESCRIPTOR` (`worker.decoder_memory`); the answer is `ANSWER` (status, length) of a
+body that lies there, too: with `PIXELS` the size x size x 3 samples, with `REFUSED` a reason and a
 detail, UTF-8, a NUL between them.
 """
 

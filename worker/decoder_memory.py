@@ -17,16 +17,15 @@ _KEPT_BYTES = 1024 * 1024  # of a slot; what a larger image took is given back
 
 
 class DecoderMemory:
-    """`SLOTS` places for an image of `max_bytes` and as many for an answer, in a file.
+    """`SLOTS` places for an image of `max_bytes` and as many for an answer, in an `open_memory`.
 
     An answer is `size` x `size` x 3 samples or the text of a refusal. What was never written takes
     no memory. Raises OSError where it cannot be had.
     """
 
     def __init__(self, descriptor: int, size: int, max_bytes: int) -> None:
-        self._answer_bytes = _whole_pages(max(size * size * 3, MOST_REFUSAL_BYTES))
-        self._image_bytes = _whole_pages(max_bytes)
-        self._memory = mmap.mmap(descriptor, memory_bytes(size, max_bytes))
+        self._answer_bytes, self._image_bytes = _slot_bytes(size, max_bytes)
+        self._memory = mmap.mmap(descriptor, 0)  # all of it
 
     def put_image(self, number: int, data: bytes) -> None:
         """Write the `number`-th image since the start."""
@@ -65,27 +64,31 @@ class DecoderMemory:
         return SLOTS * self._answer_bytes + number % SLOTS * self._image_bytes
 
 
-def memory_bytes(size: int, max_bytes: int) -> int:
-    """How long the file is."""
-    answer = max(size * size * 3, MOST_REFUSAL_BYTES)
-    return SLOTS * (_whole_pages(answer) + _whole_pages(max_bytes))
-
-
-def open_memory(length: int) -> int:
-    """A descriptor of a nameless file of `length` bytes, for both sides. Raises OSError.
+def open_memory(size: int, max_bytes: int) -> int:
+    """A descriptor of the file without a name that both sides map. Raises OSError.
 
     On Linux its length is sealed: a codec that is taken over cannot make it shorter, and the
     worker would die of reading where nothing is (memfd_create(2)).
     """
+    length = SLOTS * sum(_slot_bytes(size, max_bytes))
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:
             file.truncate(length)
             return os.dup(file.fileno())
     descriptor = os.memfd_create("decoder", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, length)
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    try:
+        os.ftruncate(descriptor, length)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    except OSError:
+        os.close(descriptor)  # it is tried again and again
+        raise
     return descriptor
+
+
+def _slot_bytes(size: int, max_bytes: int) -> tuple[int, int]:
+    """Of an answer, and of an image."""
+    return _whole_pages(max(size * size * 3, MOST_REFUSAL_BYTES)), _whole_pages(max_bytes)
 
 
 def _whole_pages(length: int) -> int:

@@ -5,7 +5,6 @@ Owns starting and killing the process and the parent's half of the wire format. 
 """
 
 import contextlib
-import math
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from numpy.typing import NDArray
 
 from worker.decoder_child import ANSWER, LENGTH, PIXELS, READY
 from worker.decoder_memory import MOST_REFUSAL_BYTES, DecoderMemory, open_memory
-from worker.decoder_memory import memory_bytes as shared_bytes
 from worker.errors import EventError, Reason
 from worker.images import ImageLimits
 
@@ -65,14 +62,15 @@ class DecoderProcess:
         """Raises OSError where it cannot be started."""
         self.jobs: deque[Job] = deque()
         self.ready = False
-        self._shape = (size, size, 3)
+        self._shape, self._samples = (size, size, 3), size * size * 3
         self._given = self._answered = 0
         self._received = bytearray()
-        with ExitStack() as stack:
-            shared = open_memory(shared_bytes(size, limits.max_bytes))
-            stack.callback(os.close, shared)
+        shared = open_memory(size, limits.max_bytes)
+        try:
             self._memory = DecoderMemory(shared, size, limits.max_bytes)
             self._process = _start(shared, size, limits, memory_bytes, environment)
+        finally:
+            os.close(shared)  # the child has its own
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self.stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self.stdout, False)
@@ -137,7 +135,7 @@ class DecoderProcess:
 
     def _answer(self, status: int, length: int) -> Pixels | EventError:
         pixels = status == PIXELS
-        possible = length == math.prod(self._shape) if pixels else length <= MOST_REFUSAL_BYTES
+        possible = length == self._samples if pixels else length <= MOST_REFUSAL_BYTES
         if not self.jobs or not possible:
             raise ProcessLost
         body = self._memory.answer(self._answered, length)

@@ -1,18 +1,14 @@
 """What a decoder process and the worker write into the memory they share, the other one reads."""
 
 import os
+import resource
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from worker.decoder_memory import (
-    MOST_REFUSAL_BYTES,
-    SLOTS,
-    DecoderMemory,
-    memory_bytes,
-    open_memory,
-)
+from worker.decoder_memory import MOST_REFUSAL_BYTES, SLOTS, DecoderMemory, open_memory
 
 SIZE = 128
 MOST = 3 * 1024 * 1024
@@ -23,7 +19,7 @@ only_linux = pytest.mark.skipif(sys.platform != "linux", reason="memfd_create(2)
 
 @pytest.fixture
 def shared() -> Iterator[int]:
-    descriptor = open_memory(memory_bytes(SIZE, MOST))
+    descriptor = open_memory(SIZE, MOST)
     yield descriptor
     os.close(descriptor)
 
@@ -44,7 +40,7 @@ def test_each_slot_keeps_what_was_put_there_whole(shared: int) -> None:
 
 
 def test_a_refusal_fits_where_pixels_are_few() -> None:
-    descriptor = open_memory(memory_bytes(1, 1))
+    descriptor = open_memory(1, 1)
     memory = DecoderMemory(descriptor, 1, 1)
     for number in range(SLOTS):
         memory.put_answer(number, bytes([number]) * MOST_REFUSAL_BYTES)
@@ -70,3 +66,29 @@ def test_what_a_large_image_took_is_given_back(shared: int) -> None:
 def test_nobody_can_make_it_shorter(shared: int) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(shared, 4096)
+
+
+def test_systems_without_memfd_share_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    descriptor = open_memory(SIZE, MOST)
+    ours, theirs = DecoderMemory(descriptor, SIZE, MOST), DecoderMemory(descriptor, SIZE, MOST)
+    os.close(descriptor)  # what is mapped stays
+    ours.put_image(SLOTS - 1, b"x" * MOST)
+    assert theirs.image(SLOTS - 1, MOST) == b"x" * MOST
+
+
+@only_linux
+def test_memory_that_cannot_be_had_leaves_no_descriptor() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = open_descriptors()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            open_memory(SIZE, MOST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert open_descriptors() == before
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
