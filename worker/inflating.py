@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 from kafka import codec
 from kafka.errors import CorruptRecordError, UnsupportedCodecError
 from kafka.record import memory_records
-from kafka.record.default_records import DefaultRecord
+from kafka.record.default_records import ControlRecord, DefaultRecord, DefaultRecordBatch
 from kafka.record.util import decode_varint, encode_varint
 
 from worker.errors import Reason
-from worker.header_names import TolerantBatch
+from worker.header_names import header_name
 from worker.messages import Omitted
 
 IN_BYTES = 8 * 1024  # compressed, given to a codec at once; it copies what it does not take
@@ -50,7 +50,7 @@ class Bounds:
     headers: int = 1_000
 
 
-class BoundedBatch(TolerantBatch):
+class BoundedBatch(DefaultRecordBatch):  # type: ignore[misc]
     """Reads records as kafka-python does, but within bounds."""
 
     bounds: ClassVar[Bounds]
@@ -62,12 +62,12 @@ class BoundedBatch(TolerantBatch):
 
     def __init__(self, buffer: memoryview) -> None:
         super().__init__(buffer[: self.HEADER_STRUCT.size])
-        self._buffer = bytes(buffer)  # of the bytearray it would make, each part is copied twice
+        self._buffer = buffer  # it would make a bytearray of it, and copy each part twice
 
     def _maybe_uncompress(self) -> None:
         if not self._decompressed and self.compression_type != self.CODEC_NONE:
             self._assert_has_codec(self.compression_type)
-            data = self._buffer[self._pos :]
+            data = bytes(self._buffer[self._pos :])
             pieces = _pieces(self.compression_type, data, self.bounds.batch)
             self._stream = _Stream(pieces, self.bounds.batch)
             self._buffer, self._pos = bytearray(), 0
@@ -86,15 +86,17 @@ class BoundedBatch(TolerantBatch):
         self._next_offset = record.offset + 1
         return record
 
-    def _read_msg(self, *arguments: Any) -> Any:
+    def _read_msg(self, *_: Any) -> Any:
         """A record that is in the buffer, less what of it is beyond the bounds.
 
-        Raises as kafka-python does: ValueError, IndexError, CorruptRecordError.
+        kafka-python's own wants the buffer to be a copy of the batch, and cannot count headers
+        before it makes them. Raises as that does: ValueError, IndexError, CorruptRecordError.
         """
         whole = self._buffer
         size, start = decode_varint(whole, self._pos)
-        if size <= self.bounds.record and _header_count(whole, start) <= self.bounds.headers:
-            return super()._read_msg(*arguments)
+        record = self._parse(start, size) if size <= self.bounds.record else None
+        if record is not None:
+            return record
         end = start + size
         if end > len(whole):
             raise CorruptRecordError(f"a record of {size} bytes ends behind its batch")
@@ -104,6 +106,40 @@ class BoundedBatch(TolerantBatch):
             raise CorruptRecordError(str(error)) from error
         finally:
             self._buffer, self._pos = whole, end
+
+    def _parse(self, start: int, size: int) -> Any:
+        """The record of `size` bytes at `start`; None where it has more headers than it may.
+
+        https://kafka.apache.org/documentation/#record
+        """
+        buffer = self._buffer
+        _, at = decode_varint(buffer, start)  # attributes, of which there are none yet
+        since, at = decode_varint(buffer, at)
+        delta, at = decode_varint(buffer, at)
+        key, at = _nullable(buffer, at)
+        value, at = _nullable(buffer, at)
+        count, at = decode_varint(buffer, at)
+        if count > self.bounds.headers:
+            return None
+        if count < 0:
+            raise CorruptRecordError(f"a record of {count} headers")
+        headers = []
+        for _ in range(count):
+            name, at = _nullable(buffer, at)
+            if name is None:
+                raise CorruptRecordError("a header without a name")
+            text = header_name(name)
+            content, at = _nullable(buffer, at)
+            headers.append((text, content))
+        if at - start != size:
+            raise CorruptRecordError(f"a record of {size} bytes that takes {at - start}")
+        self._pos = at
+        when = self.first_timestamp + since
+        if self.timestamp_type == self.LOG_APPEND_TIME:
+            when = self.max_timestamp
+        make = ControlRecord if self.is_control_batch else DefaultRecord
+        offset = self.base_offset + delta
+        return make(size, offset, when, self.timestamp_type, key, value, headers)
 
     def _inflated(self, stream: "_Stream") -> Any:
         """A record of a compressed batch."""
@@ -150,7 +186,7 @@ class BoundedBatch(TolerantBatch):
             missing.append("headers")
         head = bytearray()
         encode_varint(len(body), head.append)
-        record = self._read(head + body, super()._read_msg)
+        record = self._read(head + body, lambda: self._parse(len(head), len(body)))
         detail = f"{size} bytes, allowed are {self.bounds.record}"
         if size <= self.bounds.record:
             detail = f"{count} headers, allowed are {self.bounds.headers}"
@@ -230,14 +266,13 @@ class _Stream:
         return piece
 
 
-def _header_count(buffer: Any, at: int) -> int:
-    """How many headers a record says it has. Raises ValueError or IndexError where it is none."""
-    for _ in range(3):  # how it may be read, when and where it was written
-        _, at = decode_varint(buffer, at)
-    for _ in range(2):  # key and value
-        length, at = decode_varint(buffer, at)
-        at += max(0, length)
-    return int(decode_varint(buffer, at)[0])
+def _nullable(buffer: Any, at: int) -> tuple[bytes | None, int]:
+    """Bytes with their length before them, which is negative for none; and where they end."""
+    length, at = decode_varint(buffer, at)
+    if length < 0:
+        return None, at
+    end = at + length
+    return bytes(buffer[at:end]), end
 
 
 def _pieces(kind: int, data: bytes, most: int) -> Iterator[bytes]:

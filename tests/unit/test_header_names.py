@@ -6,8 +6,8 @@ from kafka.record import memory_records
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from worker.header_names import RawName, TolerantBatch
-from worker.inflating import Bounds, bound
+from worker.header_names import RawName
+from worker.inflating import BoundedBatch, Bounds, bound
 
 
 def batch(*names: str, compression: int = 0) -> bytes:
@@ -32,7 +32,7 @@ def raw(data: bytes) -> RawName:
 def tolerant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_records, "DefaultRecordBatch", DefaultRecordBatch)
     bound(Bounds(1 << 20, 1 << 20))
-    assert issubclass(memory_records.DefaultRecordBatch, TolerantBatch)
+    assert issubclass(memory_records.DefaultRecordBatch, BoundedBatch)
 
 
 @pytest.mark.usefixtures("tolerant")

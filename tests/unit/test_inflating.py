@@ -10,12 +10,13 @@ import pytest
 from kafka import codec
 from kafka.errors import CorruptRecordError, UnsupportedCodecError
 from kafka.record import memory_records
-from kafka.record.default_records import DefaultRecordBatch
+from kafka.record.default_records import ControlRecord, DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from kafka.record.util import calc_crc32c
 
 from tests.conftest import missing
 from worker.errors import Reason
+from worker.header_names import RawName
 from worker.inflating import Bounds, bound
 from worker.messages import Omitted
 
@@ -73,6 +74,52 @@ def test_what_fits_is_read_as_it_is(kind: int) -> None:
     assert {record.key for record in found} == {b"k"}
     assert {tuple(record.headers) for record in found} == {(("h", b"1"),)}
     assert all(isinstance(record.value, bytes | None) for record in found)
+
+
+def outcome(reader: type[DefaultRecordBatch], data: bytes) -> list[Any] | str:
+    """What a reader makes of a batch: its records' fields, or that it is broken."""
+    try:
+        return [
+            (r.size_in_bytes, r.offset, r.timestamp, r.timestamp_type, r.key, r.value, *r.headers)
+            for r in reader(memoryview(data))
+        ]
+    except CorruptRecordError:
+        return "broken"
+
+
+@pytest.mark.parametrize("flags", [0, 0x08], ids=["created", "appended"])
+def test_each_byte_is_understood_as_kafka_python_does(flags: int) -> None:
+    """Whatever one byte is changed to."""
+    bound(Bounds(RECORD, BATCH, headers=1 << 63))
+    ours = memory_records.DefaultRecordBatch
+    builder = MemoryRecordsBuilder(magic=2, compression_type=0, batch_size=1 << 20)
+    builder.append(9, b"key", b"value", [("name", b"1"), ("", None)])
+    builder.append(1_000_007, None, b"v" * 100, [])
+    builder.append(8, b"", None, [("h", b"")])
+    builder.close()
+    data = bytearray(builder.buffer())
+    data[22] |= flags
+    data[27:43] = struct.pack(">qq", 5, 2_000_000)  # the first and the last time
+    assert len(outcome(ours, bytes(data))) == 3
+    kinds = set()
+    for at in range(HEADER, len(data)):
+        for other in range(256):
+            changed = bytes(data[:at]) + bytes([other]) + bytes(data[at + 1 :])
+            found, wanted = outcome(ours, changed), outcome(DefaultRecordBatch, changed)
+            raw = any(isinstance(h, tuple) and isinstance(h[0], RawName) for r in found for h in r)
+            assert found == wanted or (raw and wanted == "broken"), (at, other)
+            kinds.add("raw" if raw else "broken" if found == "broken" else "read")
+    assert kinds == {"raw", "broken", "read"}
+
+
+def test_the_end_of_a_transaction_is_told() -> None:
+    builder = MemoryRecordsBuilder(magic=2, compression_type=0, batch_size=1 << 20)
+    builder.append(9, struct.pack(">hh", 0, 1), b"", [])
+    builder.close()
+    data = bytearray(builder.buffer())
+    data[22] |= 0x30  # of a transaction, and its end
+    (record,) = memory_records.DefaultRecordBatch(memoryview(data))
+    assert isinstance(record, ControlRecord) and record.commit and not record.abort
 
 
 @CODECS
