@@ -7,7 +7,9 @@ holds an id.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from time import perf_counter
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.metrics import MetricWrapperBase
@@ -16,6 +18,8 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 VECTORS = (0, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 SIMILARITIES = (0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99, 1.0)
+
+Metric = TypeVar("Metric", Counter, Histogram)
 
 
 class Metrics:
@@ -120,12 +124,13 @@ class Metrics:
         return Gauge(f"dedup_{name}", text, labels, registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"dedup_{name}", text, labels, registry=self.registry)
+        return _quick(Counter(f"dedup_{name}", text, labels, registry=self.registry))
 
     def _histogram(
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
-        return Histogram(f"dedup_{name}", text, labels, buckets=buckets, registry=self.registry)
+        name = f"dedup_{name}"
+        return _quick(Histogram(name, text, labels, buckets=buckets, registry=self.registry))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -133,6 +138,12 @@ class Metrics:
         started = perf_counter()
         yield
         self.stage_seconds.labels(name).observe(perf_counter() - started)
+
+
+def _quick(metric: Metric) -> Metric:
+    """Keep what `labels` finds, which no event should have to look up again; never `clear` it."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric
 
 
 def table() -> str:
