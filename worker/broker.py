@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 Offsets = dict[Partition, int]
 BEGIN_MS = 5_000  # for the group's offset of a partition; the next poll asks again
 FRAME_BYTES = 2**31 - 1  # of an answer; Kafka's protocol has no longer ones
+IDLE_FETCH_MS = 250  # a broker's answer that there is nothing; a partition that comes waits for it
 IDLE_MS = 20  # kafka-python sleeps this long where nothing is fetchable: the latency of a resume
 
 
@@ -71,7 +72,7 @@ class Consumer:
             # How long the group waits for a member that died while joining. Ours poll many
             # times a second, but for the longest of what `poll` itself does.
             max_poll_interval_ms=session_ms + revoke_ms + BEGIN_MS,
-            fetch_max_wait_ms=100,
+            fetch_max_wait_ms=IDLE_FETCH_MS,
             retry_backoff_ms=IDLE_MS,
             reconnect_backoff_max_ms=2_000,
             metrics_enabled=False,

@@ -22,7 +22,8 @@ from worker.retrying import PAUSE_SECONDS
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.25  # where there is room for what comes
+PAUSED_SECONDS = 0.1  # where there is none, between two looks whether there is now
 POLL_EVENTS = 256  # most events taken from one poll, so that commits keep their pace
 BUSY_EVENTS = 4  # in work: the next ones would wait for these anyway
 FEW_EVENTS = 32  # fewer from one poll: more would cost less each
@@ -111,7 +112,8 @@ class Loop:
         self._turned = monotonic()
         self._raise_failures()
         room = self._make_room()
-        records = self._poll(POLL_SECONDS, max(1, min(room, POLL_EVENTS)))
+        seconds = PAUSED_SECONDS if self._paused else POLL_SECONDS
+        records = self._poll(seconds, max(1, min(room, POLL_EVENTS)))
         self._pipeline.admit(self._assignment.admit(records))
         self._commit_if_due()
         self._breathe(len(records))
