@@ -1,10 +1,10 @@
 """Images from folders of this machine.
 
 Owns the walk from an allowed root down to a regular file. A path that is not written below a root
-is refused unseen. Others are resolved first, so symbolic links inside a root work; then every
-component of the result is opened relative to the one above without following links. Whatever is
-swapped meanwhile, nothing outside the root is opened, and no FIFO or device is waited for. A disk
-that hangs cannot be interrupted.
+is refused unseen. Of others every component is opened relative to the one above without following
+links. Where that does not arrive, the path is resolved and walked once more, so symbolic links
+inside a root work. Whatever is swapped meanwhile, nothing outside the root is opened, and no FIFO
+or device is waited for. A disk that hangs cannot be interrupted.
 
 What errors mean: no such file is the event's fault (`source_gone`), so is a forbidden one
 (`source_denied`). A root that has vanished, or a process out of descriptors or memory, is the
@@ -25,7 +25,7 @@ from worker.source_policy import SourcePolicy, Unavailable, is_shortage
 
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_CHUNK = 1024 * 1024
+_LEAST, _MOST = 4096, 1024 * 1024  # bytes read at once
 _LONGEST = (
     4_096  # bytes of a path, as Linux has it; resolving a longer one takes time by its square
 )
@@ -33,6 +33,7 @@ _LONGEST_URI = len("file://localhost") + 3 * _LONGEST  # each byte percent-encod
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _DENIED = (errno.EACCES, errno.EPERM)
+_MAYBE_A_LINK = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NOT_A_FILE = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR)
 
 
@@ -46,17 +47,33 @@ class FileSource:
     def get(self, uri: str) -> bytes:
         """One try. Raises EventError, InfrastructureError, or Unavailable when it may pass."""
         try:
-            root, below = self._confined(_path(uri))
-            with _opened(root, below) as file:
-                return self._read(file)
+            path = os.path.normpath("/" + _path(uri).lstrip("/"))
+            found = self._as_written(path)
+            if found is None:
+                root, below = self._confined(Path(path))
+                with _opened(root, below) as file:
+                    found = self._read(file)
+            return found
         except OSError as error:
             raise _meaning(error) from error
 
-    def _confined(self, path: str) -> tuple[Path, tuple[str, ...]]:
+    def _as_written(self, path: str) -> bytes | None:
+        """What is there, without a look at where links lead; None where one may be in the way."""
+        for root in self._roots:
+            above = f"{root}/"
+            if path.startswith(above):
+                try:
+                    with _opened(root, tuple(path.removeprefix(above).split("/"))) as file:
+                        return self._read(file)
+                except OSError as error:
+                    if error.errno not in _MAYBE_A_LINK:
+                        raise
+        return None
+
+    def _confined(self, written: Path) -> tuple[Path, tuple[str, ...]]:
         """The root a path leads below, and the way from there. Links are resolved, but only of a
         path that lies below a root as it is written: what is elsewhere is not looked at.
         """
-        written = Path(os.path.normpath("/" + path.lstrip("/")))
         roots = [(each, Path(os.path.realpath(each))) for each in self._roots]
         if not any(written.is_relative_to(each) for pair in roots for each in pair):
             raise _outside()
@@ -69,12 +86,13 @@ class FileSource:
         raise _outside()
 
     def _read(self, file: int) -> bytes:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
+        told = os.fstat(file)
+        if not stat.S_ISREG(told.st_mode):
             raise EventError(Reason.BLOCKED_SOURCE, "not a regular file")
-        if (size := os.fstat(file).st_size) > self._max_bytes:
-            raise self._too_large(size)
+        if told.st_size > self._max_bytes:
+            raise self._too_large(told.st_size)
         parts, total = [], 0
-        while part := os.read(file, _CHUNK):
+        while part := os.read(file, min(max(told.st_size, _LEAST), _MOST)):
             parts.append(part)
             total += len(part)
             if total > self._max_bytes:  # it grows while it is read

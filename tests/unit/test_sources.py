@@ -135,6 +135,17 @@ def test_dots_are_taken_out_before_a_path_is_looked_at(root: Path) -> None:
     assert fetch(f"file:///{root}/sub//a.jpg", root) == BODY
 
 
+def test_a_path_without_links_is_not_resolved(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes as long as all the rest."""
+    resolved: set[str] = set()
+    monkeypatch.setattr(os.path, "realpath", recording(os.path.realpath, resolved))
+    assert fetch((root / "sub" / "a.jpg").as_uri(), root) == BODY
+    assert not resolved
+    (root / "link").symlink_to("sub")
+    assert fetch((root / "link" / "a.jpg").as_uri(), root) == BODY
+    assert str(root / "link" / "a.jpg") in resolved
+
+
 def test_links_may_stay_inside_but_not_leave(root: Path) -> None:
     (root / "inside").symlink_to("sub/a.jpg")
     (root / "outside").symlink_to(root.parent / "secret")
