@@ -3,9 +3,10 @@
 kafka-python 3.0 asks for 4 KiB at a time: 27 calls for a picture of 100 kB, each of which lets
 Python's lock go and waits for it again. Its selector also looks a socket up by its text wherever it
 waits, which asks the kernel for both addresses. An answer, which may be megabytes long, it copies
-five times before it looks into it. And what a broker says before it hangs up is thrown
-away where both come together, as when it says that a password is wrong. Owns the sockets and
-the buffer that do none of that; knows nothing of what is read.
+five times before it looks into it. What a broker says before it hangs up is thrown
+away where both come together, as when it says that a password is wrong. And for TLS with one that
+says nothing it waits for ever. Owns the sockets and the buffer that do none of that; knows nothing
+of what is read.
 """
 
 import socket
@@ -17,8 +18,13 @@ from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from kafka.protocol import parser
 from kafka.protocol.frame import KafkaBytes
 
-AT_ONCE = 256 * 1024
-"""Bytes; of TLS one record comes, 16 KiB."""
+AT_ONCE = 4 * 1024 * 1024
+"""Bytes. What comes in one piece need not be put together, which takes a copy."""
+TLS_RECORD = 16 * 1024
+"""Bytes; of TLS no more come at once."""
+
+HANDSHAKE_SECONDS = 5.0
+"""For TLS to come about; a worker tries again until told to stop."""
 
 _Received = tuple[bytes, Exception | None]
 
@@ -42,9 +48,9 @@ class _Socket(socket.socket):
 
 
 class _TlsSocket(ssl.SSLSocket):
-    def recv(self, size: int = AT_ONCE, flags: int = 0) -> bytes:
+    def recv(self, size: int = TLS_RECORD, flags: int = 0) -> bytes:
         """At least as much as was asked for, where it is there."""
-        return super().recv(max(size, AT_ONCE), flags)
+        return super().recv(max(size, TLS_RECORD), flags)
 
     def __repr__(self) -> str:
         return f"<TLS socket {self.fileno()}>"
@@ -64,6 +70,23 @@ class _Tls(KafkaSSLTransport):  # type: ignore[misc]
         context: ssl.SSLContext = KafkaSSLTransport._build_ssl_context(config)
         context.sslsocket_class = _TlsSocket
         return context
+
+    async def handshake(self) -> None:
+        """Agree on TLS. Raises OSError, of which TimeoutError is one."""
+        late = self._net.call_later(HANDSHAKE_SECONDS, self._hang_up)
+        try:
+            await super().handshake()
+        except OSError as error:
+            self._sock.close()  # nobody else would
+            if late.is_done:
+                raise TimeoutError(f"no answer within {HANDSHAKE_SECONDS:g} s") from error
+            raise
+        finally:
+            self._net.cancel(late)
+
+    def _hang_up(self) -> None:
+        """Let whoever waits for the socket see its end; SSLSocket's own would forget the TLS."""
+        socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def _sock_recv(self) -> _Received:
         return _before_the_end(*super()._sock_recv())

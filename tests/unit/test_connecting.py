@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import socket
 import ssl
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from kafka import KafkaConsumer, KafkaProducer
 
 from deploy.process import free_port
 from tests.unit.trick_server import TrickServer
+from worker import receiving
 from worker.connecting import Refused, connect
 from worker.errors import InfrastructureError
 
@@ -92,3 +94,24 @@ def test_that_nobody_answers_has_no_cause(server: TrickServer) -> None:
     address = f"127.0.0.1:{server.port}"
     with pytest.raises(InfrastructureError, match=f"from {address}$"):
         connect(KafkaConsumer, bootstrap_servers=address, bootstrap_timeout_ms=TRY_MS)
+
+
+def test_a_port_that_is_silent_about_tls_is_not_waited_for(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del authority  # its certificate is all that is needed
+    monkeypatch.setattr(receiving, "HANDSHAKE_SECONDS", TRY_MS / 1000)
+    options = {
+        "security_protocol": "SSL",
+        "ssl_cafile": str(tmp_path / "authority.pem"),
+        "bootstrap_timeout_ms": TRY_MS,
+    }
+    left = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # nobody accepts
+        options["bootstrap_servers"] = f"127.0.0.1:{listener.getsockname()[1]}"
+        for _ in range(3):
+            with pytest.raises(InfrastructureError, match=r"failed: no answer within 0\.5 s"):
+                connect(KafkaConsumer, **options)
+            gc.collect()
+            left.append(held())
+    assert left[1] == left[2]
