@@ -275,6 +275,13 @@ def test_photos_learned_before_are_not_held_out(trained: Path, tmp_path: Path) -
     for line in (f"{trained} {silent}", f"{silent} {trained}"):
         _refused(average, f"{line} {more}", "held-out 0.5: with 0.6, photos it has learned")
     _refused(train, f"--start {trained} --steps 1 {more}", "trained.safetensors was trained with")
+    photos = "--photos none.tar --held-out 0.6"
+    for line in (f"--weights {trained}@fp32 {photos}", f"--against {trained} {photos}"):
+        _refused(evaluate, line, "held-out 0.5: with 0.6, photos it has learned")
+    _refused(calibrate, f"--weights {trained} {photos}", "held-out 0.5: with 0.6, photos it has")
+    for line in (photos, f"--weights {silent} {photos}", f"--weights {trained} {photos[:-1]}5"):
+        for command in (evaluate, calibrate):
+            _refused(command, line, "neither a folder nor a tar file")
     # No more than before, and what is not known, are refused for want of photos only.
     _refused(average, f"{trained} {trained} {more[:-1]}5", "neither a folder nor a tar file")
     _refused(average, f"{silent} {silent} {more}", "neither a folder nor a tar file")

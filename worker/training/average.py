@@ -17,10 +17,10 @@ from torch import Tensor
 from worker.arguments import Parser, check_file, nonempty, share, whole
 from worker.embedder import pick_device, read_weights
 from worker.errors import ConfigError
-from worker.training.photos import distinct, read_photos, split
+from worker.training.photos import check_held_out, distinct, read_photos, split
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle
-from worker.training.train import check_held_out, check_numbers, finish
+from worker.training.train import check_numbers, finish
 from worker.training.views import Views
 from worker.weightfile import Weights
 
@@ -32,8 +32,8 @@ def main(argv: list[str]) -> int:
     first, second = read_weights(arguments.first), read_weights(arguments.second)
     if first.description.input_size != second.description.input_size:
         raise ConfigError("weights for pictures of different sizes have no average")
-    check_held_out(arguments.first, first, arguments.held_out)
-    check_held_out(arguments.second, second, arguments.held_out)
+    check_held_out(arguments.first, first.description, arguments.held_out)
+    check_held_out(arguments.second, second.description, arguments.held_out)
     recipe = Recipe(
         size=second.description.input_size, held_out=arguments.held_out, seed=arguments.seed
     )

@@ -24,7 +24,7 @@ from worker.embedder import MODES, Embedder
 from worker.errors import ConfigError
 from worker.images import to_pixels
 from worker.training import report
-from worker.training.photos import Photo, distinct, read_photos, split
+from worker.training.photos import Photo, check_held_out, distinct, read_photos, split
 from worker.training.trial import AT_THRESHOLD
 
 FEWEST = 200  # pictures; the 95 % point of fewer means little
@@ -117,10 +117,12 @@ def main(argv: list[str]) -> int:
         if Path(arguments.plot).suffix.lower() != ".png":
             raise ConfigError(f"{arguments.plot} does not end in .png, which plots are written as")
         report.pyplot()
+    embedder = Embedder.load(arguments.weights, mode=arguments.mode)
+    if arguments.held_out < 1:
+        check_held_out(arguments.weights, embedder.description, arguments.held_out)
     photos = distinct(read_photos(arguments.photos))
     if arguments.held_out < 1:
         photos = split(photos, arguments.held_out)[1]
-    embedder = Embedder.load(arguments.weights, mode=arguments.mode)
     proposal, nearest = calibrated(embedder, photos, arguments.false_rate, arguments.stored)
     _tell(proposal, nearest, photos, Console())
     if arguments.plot:

@@ -38,9 +38,9 @@ class Contestant(Protocol):
 class Embedded:
     """An embedder, its vectors rounded to int8 as the index stores them, or left as they are."""
 
-    def __init__(self, name: str, weights: str | Path, mode: str, rounded: bool) -> None:
-        self.name, self.rounded = name, rounded
-        self.embedder = Embedder.load(weights, mode=mode)
+    def __init__(self, name: str, weights: str, mode: str, rounded: bool) -> None:
+        self.name, self.weights, self.rounded = name, weights, rounded
+        self.embedder = Embedder.load(ROTATION if weights == "rotation" else weights, mode=mode)
         self.model_id: str | None = self.embedder.model_id
         self.threshold: float | None = self.embedder.threshold
 
@@ -114,8 +114,7 @@ def contestant(spec: str) -> Contestant:
         return Hashed(name, lambda image: compute(np.asarray(image))[0].astype(bool))
     if name == "efficientnet-lite0":
         return EfficientNetLite0()
-    weights: str | Path = ROTATION if name == "rotation" else name
-    return Embedded(spec, weights, "fp32" if mode == "float" else mode, mode != "float")
+    return Embedded(spec, name, "fp32" if mode == "float" else mode, mode != "float")
 
 
 def _package(name: str) -> ModuleType:

@@ -32,9 +32,10 @@ from worker.arguments import Parser, check_file, check_folder, nonempty, share, 
 from worker.errors import ConfigError
 from worker.training import report
 from worker.training.attacks import ATTACKS
-from worker.training.contestants import Contestant, contestant
+from worker.training.contestants import Contestant, Embedded, contestant
 from worker.training.photos import (
     Photo,
+    check_held_out,
     distinct,
     each_picture_once,
     read_photos,
@@ -90,6 +91,9 @@ def main(argv: list[str]) -> int:
         report.pyplot()
     rivals = map(str.strip, arguments.against.split(","))
     who = [contestant(spec) for spec in (arguments.weights, *filter(None, rivals))]
+    for each in who:
+        if arguments.held_out < 1 and isinstance(each, Embedded):
+            check_held_out(each.weights, each.embedder.description, arguments.held_out)
     others = read_photos(arguments.distractors) if arguments.distractors else []
     photos = read_photos(arguments.photos)
     pictures = arrange(photos, others, arguments.originals, arguments.held_out)

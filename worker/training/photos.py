@@ -1,7 +1,7 @@
 """Photos for training and evaluation: folders and tar files in, RGB images out, split by photo.
 
-Knows nothing of models. The split looks only at a photo's bytes, so a photo stays on its side
-whatever folder, archive or order it arrives in.
+Of weights it knows only what they say they have seen. The split looks only at a photo's bytes, so a
+photo stays on its side whatever folder, archive or order it arrives in.
 """
 
 import hashlib
@@ -19,10 +19,12 @@ from PIL import Image
 
 from worker.errors import ConfigError, EventError
 from worker.images import ImageLimits, open_rgb
+from worker.weightfile import Description
 
 WORKING_SIDE = 320  # pixels; longer short sides are reduced once, at loading
 LONGEST_SIDE = 4096  # pixels; edits make up to four times as many, and WebP ends at 16,383
 SAME_PICTURE = 0.995  # correlation of 16 x 16 thumbnails
+SHIPPED = ("default", "rotation")  # weights
 LIMITS = ImageLimits()
 # What tarfile raises on an archive that was cut short or, compressed, has wrong bytes.
 DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
@@ -65,6 +67,20 @@ def split(photos: list[Photo], held_out: float) -> tuple[list[Photo], list[Photo
     for photo in photos:
         (out if int.from_bytes(photo.sha256[:4], "big") < bound else kept).append(photo)
     return kept, out
+
+
+def check_held_out(name: str, weights: Description, held_out: float) -> None:
+    """Raise ConfigError where photos that these weights have learned would count as held out.
+
+    The shipped ones have not learned a user's photos, and some weights do not say what they held
+    out.
+    """
+    least = weights.training.get("held_out", 1.0)
+    if name not in SHIPPED and held_out > least:
+        raise ConfigError(
+            f"{name} was trained with --held-out {least:g}: with {held_out:g}, photos it has "
+            "learned would be held out"
+        )
 
 
 def fingerprint(photos: list[Photo]) -> str:

@@ -27,12 +27,19 @@ from worker.training.calibrate import FEWEST, calibrated
 from worker.training.contestants import Embedded
 from worker.training.evaluate import arrange
 from worker.training.lookalikes import look_alikes
-from worker.training.photos import Photo, distinct, fingerprint, read_photos, split
+from worker.training.photos import (
+    Photo,
+    check_held_out,
+    distinct,
+    fingerprint,
+    read_photos,
+    split,
+)
 from worker.training.run import Recipe, Run
 from worker.training.settling import settle
 from worker.training.trial import figures, run_trial
 from worker.training.views import Views, batches
-from worker.weightfile import Weights, save
+from worker.weightfile import save
 
 FALSE_RATE = 0.001  # strangers called duplicates, which the threshold is set for
 STORED = 10_000  # pictures in the index, likewise
@@ -56,7 +63,7 @@ def main(argv: list[str]) -> int:
         )
     start = None if arguments["start"] is None else read_weights(arguments["start"])
     if start is not None:
-        check_held_out(arguments["start"], start, arguments["held_out"])
+        check_held_out(arguments["start"], start.description, arguments["held_out"])
     kept, held_out = split(read_photos(arguments["photos"]), arguments["held_out"])
     held_out = distinct(held_out)
     settings = {field.name: arguments[field.name] for field in fields(Recipe)}
@@ -80,20 +87,6 @@ def beside(out: Path, suffix: str) -> Path:
     # What follows a dot may be part of the name, as in model-1.0.
     stem = out.stem if out.suffix == ".safetensors" else out.name
     return out.with_name(stem + suffix)
-
-
-def check_held_out(name: str, weights: Weights, held_out: float) -> None:
-    """Raise ConfigError where photos that these weights have learned would count as held out.
-
-    The shipped ones have not learned a user's photos, and some weights do not say what they held
-    out.
-    """
-    least = weights.description.training.get("held_out", 1.0)
-    if name != "default" and held_out > least:
-        raise ConfigError(
-            f"{name} was trained with --held-out {least:g}: with {held_out:g}, photos it has "
-            "learned would be held out"
-        )
 
 
 def check_numbers(kept: list[Photo], held_out: list[Photo], batch: int) -> None:
@@ -164,7 +157,7 @@ def finish(
     draft = beside(out, ".draft")  # measured as it is read: rounded
     try:
         save(draft, run.weights(1.0, {}, training))
-        who = Embedded("held out", draft, "fp32", rounded=True)
+        who = Embedded("held out", str(draft), "fp32", rounded=True)
     finally:
         draft.unlink(missing_ok=True)
     proposal, _ = calibrated(who.embedder, held_out, FALSE_RATE, STORED)
