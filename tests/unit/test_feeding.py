@@ -2,15 +2,17 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from worker.config import Settings
+from worker.errors import InfrastructureError
 from worker.index.index import Index
 from worker.index.rebuild import IN_FLIGHT, Rebuild
 from worker.jobs import Job
-from worker.messages import Record
+from worker.messages import MessageLimits, Record, parse
 from worker.pipeline import Pipeline
 
 MIB = 1 << 20
@@ -61,3 +63,42 @@ def test_events_in_work_are_bounded_by_number_and_by_bytes(
     assert (rebuild.done, len(pipeline.jobs)) == (count, 0)
     assert pipeline.most_events == most_events
     assert pipeline.most_bytes < 4 * MIB + size + 100, "one event may go beyond the limit"
+
+
+class AtOnce(Slow):
+    """One that finishes all together."""
+
+    def admit(self, jobs: Sequence[Job]) -> None:
+        super().admit(jobs)
+        for job in jobs:
+            job.event = parse(job.record, MessageLimits())
+
+    def get(self, timeout: float) -> list[Job]:
+        jobs = super().get(timeout) + list(self.jobs)
+        self.jobs.clear()
+        return jobs
+
+
+class InTrouble:
+    """An index whose namespaces have two pieces of upkeep to do each, but for one that has none."""
+
+    def __init__(self) -> None:
+        self.left = {"a": 2, "c": 2}
+
+    def maintain(self, namespace: str) -> bool:
+        if namespace not in self.left:
+            raise InfrastructureError("its shard is down")
+        self.left[namespace] -= 1
+        return self.left[namespace] > 0
+
+
+def test_a_namespace_in_trouble_does_not_keep_others_from_their_upkeep() -> None:
+    pipeline, index = AtOnce(), InTrouble()
+    named = [
+        replace(record, headers=(*record.headers, ("namespace", name)))
+        for record, name in zip(events(3, 10), (b"a", b"b", b"c"), strict=True)
+    ]
+    asked = cast(Index, cast(Any, index))
+    rebuild = Rebuild(cast(Pipeline, cast(Any, pipeline)), asked, ["a", "b", "c"], Settings(), 0)
+    rebuild.feed(named)
+    assert index.left == {"a": 0, "c": 0}

@@ -226,9 +226,10 @@ class Rebuild:
 
     def _maintain(self, namespaces: set[str]) -> None:
         """Do the upkeep that is due; where Redis is away it can wait for the next batch."""
-        with suppress(InfrastructureError):
-            while any(self._index.maintain(namespace) for namespace in namespaces):
-                pass
+        for namespace in namespaces:
+            with suppress(InfrastructureError):
+                while self._index.maintain(namespace):
+                    pass
 
 
 def _cause(failure: BaseException | None) -> DedupError:
