@@ -31,12 +31,13 @@ from worker.metrics import Metrics
 from worker.reading import Reader
 from worker.resolving import Resolver
 from worker.retrying import Closed, Persistence
-from worker.threads import show_name
+from worker.threads import interrupt_nobody, show_name
 from worker.vectors import quantize
 
 log = logging.getLogger(__name__)
 
 SOON = 8  # pictures embedded before any is handed on, where one alone is nearly as cheap
+MANY, BACKLOG = 32, 128  # the same where a backlog is on its way: one longer turn on warm caches
 STOCK = 32  # pictures behind which the last one waits for longer than `SOON` take to come together
 
 
@@ -284,6 +285,7 @@ class Pipeline:
         job.pixels.add_done_callback(done)
 
     def _embed_stage(self) -> None:
+        interrupt_nobody()
         while True:
             turn, jobs = self._turns.take(self._take_decoded)
             if not jobs:
@@ -295,10 +297,14 @@ class Pipeline:
 
     def _take_decoded(self) -> list[Job]:
         settings, fills = self._settings, self._embedder.fills
-        most = settings.batch_images if fills else min(settings.batch_images, SOON)
+        most = embedded_together(self._coming(), settings, fills)
         return self._decoded.take(
             most, lambda coming: embedding_patience(coming, settings, fills, self._turns.open)
         )
+
+    def _coming(self) -> int:
+        """Images that are with the decoders or the embedder."""
+        return self._passed_to_decoders - self._passed_embedder
 
     def _embed(self, jobs: list[Job]) -> None:
         pixels: list[Pixels] = []
@@ -324,18 +330,24 @@ class Pipeline:
         settings = self._settings
         most = settings.batch_images
         patience = 0.0 if self._embedder.fills else settings.batch_wait_seconds
-
-        def coming() -> int:
-            return self._passed_to_decoders - self._passed_embedder
-
         while not self._stopping.is_set() and (
-            jobs := gather(self._embedded, SOON, most, patience, coming)
+            jobs := gather(self._embedded, SOON, most, patience, self._coming)
         ):
             with self._metrics.stage("resolve"):
                 self._resolver.resolve(jobs)
             for job in jobs:
                 self._leave(job)
             self.outcomes.put(jobs)
+
+
+def embedded_together(coming: int, settings: PipelineSettings, fills: bool) -> int:
+    """Most pictures of one turn where so many images are on their way to the embedder or there.
+
+    `fills`: whatever a batch holds, it costs as much as a full one.
+    """
+    if fills:
+        return settings.batch_images
+    return min(settings.batch_images, MANY if coming >= BACKLOG else SOON)
 
 
 def embedding_patience(

@@ -1,11 +1,20 @@
-"""How long the embedder waits for company."""
+"""How many pictures are embedded at once, and how long the embedder waits for company."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from worker.lanes import LULL, Lanes
-from worker.pipeline import SOON, STOCK, PipelineSettings, embedding_patience
+from worker.pipeline import (
+    BACKLOG,
+    MANY,
+    SOON,
+    STOCK,
+    PipelineSettings,
+    embedded_together,
+    embedding_patience,
+)
 
 SETTINGS = PipelineSettings(threshold=0.5, batch_images=64, batch_wait_seconds=0.02)
 
@@ -27,6 +36,14 @@ def test_more_are_waited_for_where_it_pays(
     coming: int, fills: bool, embedding: bool, times: int
 ) -> None:
     assert embedding_patience(coming, SETTINGS, fills, embedding) == 0.02 * times
+
+
+def test_turns_are_longer_where_a_backlog_is_on_its_way() -> None:
+    found = [embedded_together(n, SETTINGS, False) for n in (0, 1, BACKLOG - 1, BACKLOG, 10_000)]
+    assert found == [SOON, SOON, SOON, MANY, MANY]
+    assert embedded_together(1, SETTINGS, True) == embedded_together(1_000, SETTINGS, True) == 64
+    small = replace(SETTINGS, batch_images=2)
+    assert {embedded_together(n, small, False) for n in (1, BACKLOG)} == {2}
 
 
 def test_what_is_held_up_is_not_waited_for() -> None:
