@@ -13,6 +13,7 @@ from worker.messages import ImageEvent, Match, Verdict, VerdictKind, now_rfc3339
 MICRO = 1_000_000  # similarities are kept, shown and packed to 6 digits
 KINDS = (VerdictKind.UNIQUE, VerdictKind.DUPLICATE, VerdictKind.EXACT)
 TRUNCATED, HAS_BEST = 4, 8  # flag bits above the two of the kind
+FIXED = 5  # numbers before the images: flags, threshold, clusters, vectors, and how many match
 
 
 class Neighbour(Protocol):
@@ -74,26 +75,34 @@ def pack(decision: Decision) -> bytes:
 
 def unpack(packed: bytes) -> Decision:
     """The inverse of `pack`. Raises ValueError for what it would not have made."""
-    reader = _Reader(packed)
-    flags = reader.byte()
+    numbers = _numbers(packed)
+    if len(numbers) < FIXED:
+        raise ValueError("a decision ends too early")
+    flags, threshold, probed, compared, count = numbers[:FIXED]
     if flags >= 2 * HAS_BEST or flags & 3 >= len(KINDS):
         raise ValueError(f"no decision has the flags {flags}")
     kind = KINDS[flags & 3]
-    threshold, probed, compared, count = (reader.number() for _ in range(4))
-    matches = tuple(reader.near() for _ in range(count))
-    best = matches[0] if matches else reader.near() if flags & HAS_BEST else None
-    duplicate_of = reader.near() if kind is not VerdictKind.UNIQUE else None
-    reader.end()
+    original = kind is not VerdictKind.UNIQUE
+    listed = count or int(flags & HAS_BEST > 0)
+    if len(numbers) != FIXED + 2 * (listed + original):
+        raise ValueError(f"a decision of {count} matches has not {len(numbers)} numbers")
+    near = [Near(numbers[at], numbers[at + 1] - MICRO) for at in range(FIXED, len(numbers), 2)]
     return Decision(
-        kind, threshold, probed, compared, bool(flags & TRUNCATED), duplicate_of, best, matches
+        kind=kind,
+        threshold_micro=threshold,
+        clusters_probed=probed,
+        vectors_compared=compared,
+        truncated=bool(flags & TRUNCATED),
+        duplicate_of=near[-1] if original else None,
+        best=near[0] if listed else None,
+        matches=tuple(near[:count]),
     )
 
 
 def render(
-    packed: bytes, event: ImageEvent, verdict_id: str, names: dict[int, str], model_id: str
+    decision: Decision, event: ImageEvent, verdict_id: str, names: dict[int, str], model_id: str
 ) -> Verdict:
     """The message for `event`; `names` maps every sequence of the decision to its image id."""
-    decision = unpack(packed)
 
     def match(image: Near) -> Match:
         return Match(image_id=names[image.sequence], similarity=image.micro / MICRO)
@@ -132,29 +141,17 @@ def _put_near(out: bytearray, image: Near) -> None:
     _put(out, image.micro + MICRO)  # a cosine may be negative
 
 
-class _Reader:
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-        self._at = 0
-
-    def byte(self) -> int:
-        if self._at == len(self._packed):
-            raise ValueError("a decision ends too early")
-        self._at += 1
-        return self._packed[self._at - 1]
-
-    def number(self) -> int:
-        number = shift = 0
-        while True:
-            byte = self.byte()
-            number |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return number
+def _numbers(packed: bytes) -> list[int]:
+    """All unsigned LEB128 integers of `packed`. The flags, below 128, are one, too."""
+    numbers = []
+    number = shift = 0
+    for byte in packed:
+        number |= (byte & 0x7F) << shift
+        if byte > 0x7F:
             shift += 7
-
-    def near(self) -> Near:
-        return Near(self.number(), self.number() - MICRO)
-
-    def end(self) -> None:
-        if self._at < len(self._packed):
-            raise ValueError("a decision goes on behind its end")
+            continue
+        numbers.append(number)
+        number = shift = 0
+    if shift:
+        raise ValueError("a decision ends within a number")
+    return numbers

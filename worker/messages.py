@@ -310,8 +310,7 @@ class Verdict(BaseModel):
 
     def to_json(self) -> bytes:
         """The Kafka value: compact UTF-8 JSON, keys in the order declared here."""
-        body = self.model_dump(by_alias=True)
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        return self.model_dump_json(by_alias=True).encode()
 
 
 def verdict_id(namespace: str, image_id: str, sequence: int) -> str:

@@ -135,13 +135,13 @@ class Resolver:
         named = (answer.exact_of, answer.earliest, answer.best, *answer.matches)
         names = {near.sequence: near.image_id for near in named if near is not None}
         try:
-            missing = decide.unpack(packed).sequences() - names.keys()
+            decision = decide.unpack(packed)
         except ValueError as error:
             raise DedupError(
                 f"the index is damaged: the verdict of {event.image_id!r} in namespace "
                 f"{event.namespace!r} cannot be read ({error}); see `python -m worker fsck`"
             ) from error
-        if missing:
+        if missing := decision.sequences() - names.keys():
             found = self._persist("names", self._named, job, packed, missing)
             if found is None:
                 return None
@@ -151,7 +151,7 @@ class Resolver:
             if answer.sequence is None
             else verdict_id(event.namespace, event.image_id, answer.sequence)
         )
-        return decide.render(packed, event, identity, names, self._model_id)
+        return decide.render(decision, event, identity, names, self._model_id)
 
     def _named(self, job: Job, packed: bytes, named: set[int]) -> dict[int, str] | None:
         """The ids of images that a kept verdict names; None where Redis has lost them.

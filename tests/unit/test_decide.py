@@ -79,7 +79,7 @@ def test_rendering_is_the_same_but_for_the_time() -> None:
     )
     names = {1: "first", 2: "second"}
     verdicts = [
-        json.loads(render(pack(decision), event, "v" * 32, names, "model").to_json())
+        json.loads(render(unpack(pack(decision)), event, "v" * 32, names, "model").to_json())
         for _ in range(2)
     ]
     for verdict in verdicts:
