@@ -84,6 +84,13 @@ class _Tls(KafkaSSLTransport):  # type: ignore[misc]
         finally:
             self._net.cancel(late)
 
+    def _sock_send(self) -> tuple[int, Exception | None]:
+        """As kafka-python, but where nothing can be sent any more, why may be there to be read."""
+        sent, error = super()._sock_send()
+        if error is not None:
+            error = self._sock_recv()[1] or error
+        return sent, error
+
     def _hang_up(self) -> None:
         """Let whoever waits for the socket see its end; SSLSocket's own would forget the TLS."""
         socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
