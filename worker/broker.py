@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Offsets = dict[Partition, int]
 BEGIN_MS = 5_000  # for the group's offset of a partition; the next poll asks again
 FRAME_BYTES = 2**31 - 1  # of an answer; Kafka's protocol has no longer ones
-IDLE_FETCH_MS = 250  # a broker's answer that there is nothing; a partition that comes waits for it
+IDLE_FETCH_MS = 100  # for an answer that there is nothing; Tansu's others, too, wait for part of it
 IDLE_MS = 20  # kafka-python sleeps this long where nothing is fetchable: the latency of a resume
 
 
