@@ -94,6 +94,8 @@ class BoundedBatch(DefaultRecordBatch):  # type: ignore[misc]
         """
         whole = self._buffer
         size, start = decode_varint(whole, self._pos)
+        if size < 0:
+            raise CorruptRecordError(f"a record of {size} bytes")
         record = self._parse(start, size) if size <= self.bounds.record else None
         if record is not None:
             return record

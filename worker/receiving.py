@@ -23,8 +23,8 @@ AT_ONCE = 4 * 1024 * 1024
 TLS_RECORD = 16 * 1024
 """Bytes; of TLS no more come at once."""
 
-HANDSHAKE_SECONDS = 5.0
-"""For TLS to come about; a worker tries again until told to stop."""
+HANDSHAKE_SECONDS = 3.0
+"""For TLS to come about; less than one try to find a broker has, so that others are asked, too."""
 
 _Received = tuple[bytes, Exception | None]
 
@@ -87,7 +87,7 @@ class _Tls(KafkaSSLTransport):  # type: ignore[misc]
     def _sock_send(self) -> tuple[int, Exception | None]:
         """As kafka-python, but where nothing can be sent any more, why may be there to be read."""
         sent, error = super()._sock_send()
-        if error is not None:
+        if error is not None and self._sock is not None:
             error = self._sock_recv()[1] or error
         return sent, error
 

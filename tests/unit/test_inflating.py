@@ -253,6 +253,15 @@ def test_a_record_that_ends_behind_its_batch_stays_an_error() -> None:
         read(repacked(data, data[HEADER:]))
 
 
+def test_a_record_of_negative_size_stays_an_error() -> None:
+    """Although it has more headers than are read."""
+    data = bytearray(batch(NONE, b"v", headers=HEADERS + 1))
+    assert data[HEADER] & 0x80 and data[HEADER + 1] < 0x80  # its size takes two bytes
+    data[HEADER] |= 1  # the sign
+    with pytest.raises(CorruptRecordError):
+        list(memory_records.DefaultRecordBatch(memoryview(data)))
+
+
 def test_a_large_record_that_cannot_be_read_stays_an_error() -> None:
     data = batch(NONE, b" " * (RECORD + 1))
     key = HEADER + 6  # behind its size, how it may be read, when and where it was written
