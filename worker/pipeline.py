@@ -303,7 +303,7 @@ class Pipeline:
         )
 
     def _coming(self) -> int:
-        """Images that are with the decoders or the embedder."""
+        """Events handed on to the decoders that have not passed the embedder."""
         return self._passed_to_decoders - self._passed_embedder
 
     def _embed(self, jobs: list[Job]) -> None:

@@ -75,6 +75,32 @@ def test_a_record_of_tls_comes_in_one_piece(
     connection._sock.close()
 
 
+def test_why_nothing_can_be_sent_is_heard(
+    ends: tuple[socket.socket, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came in before the end that sending met: here, that a certificate is required."""
+    ours, theirs = ends
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("kafka.test").configure_cert(tls)
+    authority.configure_trust(tls)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+
+    def serve() -> None:
+        with pytest.raises(ssl.SSLError):
+            tls.wrap_socket(theirs, server_side=True)
+
+    serving = Thread(target=serve)
+    serving.start()
+    cafile = str(tmp_path / "authority.pem")
+    connection = manager.KafkaSSLTransport(None, ours, host="kafka.test", ssl_cafile=cafile)
+    connection._sock.do_handshake()
+    serving.join()
+    monkeypatch.setattr(transport.KafkaSSLTransport, "_sock_send", lambda _: (0, HUNG_UP))
+    assert "CERTIFICATE_REQUIRED" in str(connection._sock_send()[1])
+    connection._sock.close()
+
+
 def test_what_is_said_before_the_end_is_heard(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     ours.setblocking(False)

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from worker import vectors, weightfile
 from worker.arguments import Parser, check_file, nonempty, share, whole, writing
-from worker.embedder import MODES, Embedder
+from worker.embedder import MODES, Embedder, read_weights
 from worker.errors import ConfigError
 from worker.images import to_pixels
 from worker.training import report
@@ -117,12 +117,13 @@ def main(argv: list[str]) -> int:
         if Path(arguments.plot).suffix.lower() != ".png":
             raise ConfigError(f"{arguments.plot} does not end in .png, which plots are written as")
         report.pyplot()
-    embedder = Embedder.load(arguments.weights, mode=arguments.mode)
-    if arguments.held_out < 1:
-        check_held_out(arguments.weights, embedder.description, arguments.held_out)
+    if arguments.held_out < 1:  # before what takes long
+        about = read_weights(arguments.weights).description
+        check_held_out(arguments.weights, about, arguments.held_out)
     photos = distinct(read_photos(arguments.photos))
     if arguments.held_out < 1:
         photos = split(photos, arguments.held_out)[1]
+    embedder = Embedder.load(arguments.weights, mode=arguments.mode)
     proposal, nearest = calibrated(embedder, photos, arguments.false_rate, arguments.stored)
     _tell(proposal, nearest, photos, Console())
     if arguments.plot:
