@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 SOON = 8  # pictures embedded before any is handed on, where one alone is nearly as cheap
 MANY, BACKLOG = 32, 128  # the same where a backlog is on its way: one longer turn on warm caches
+TOGETHER = 16  # resolved at once where as many are near: a trip to Redis or Kafka has its price
 STOCK = 32  # pictures behind which the last one waits for longer than `SOON` take to come together
 
 
@@ -331,7 +332,7 @@ class Pipeline:
         most = settings.batch_images
         patience = 0.0 if self._embedder.fills else settings.batch_wait_seconds
         while not self._stopping.is_set() and (
-            jobs := gather(self._embedded, SOON, most, patience, self._coming)
+            jobs := gather(self._embedded, TOGETHER, most, patience, self._coming)
         ):
             with self._metrics.stage("resolve"):
                 self._resolver.resolve(jobs)
