@@ -39,6 +39,7 @@ RIVALS = ("ideal", "fp32 alone", "pdq", "phash")
 STRAIGHTFORWARD = ("-m", "tests.bench.straightforward")
 ROUNDS = 5  # of the worker and its rivals, in turns: whatever disturbs a machine does not last
 SCALING_ROUNDS = 3  # of numbers of workers, likewise
+STEADY_ROUNDS = 3  # of the latency at the load at which it is stated, likewise
 SLOW_IMAGES = 200  # of the rivals that take longer, fewer do
 LOADS = (0.1, 0.3, 0.5, STEADY, 0.85, 0.95)  # of the measured maximum
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
             )
     print_results(results)
     if options.plot:
-        plot(results.latencies, options.plot)
+        plot(results.latency(), options.plot)
     if options.json:
         options.json.write_text(json.dumps({"broker": broker, **summary(results)}, indent=1) + "\n")
     return 0
@@ -133,16 +134,24 @@ class Bench:
             folder.mkdir()
             found.files = rig.drain(file_events("files", self.files, folder))
             uris = [path.as_uri() for path in sorted(folder.iterdir())]
-            rates = (1.0, *(load * found.new.images_per_second for load in LOADS))
-            for kind, each, make in (("inline", self.files, inline), ("file://", uris, by_uri)):
-                for rate in rates:
+            self._latencies(rig, uris, seconds)
+            found.redelivered += rig.redelivered()
+
+    def _latencies(self, rig: Rig, uris: list[str], seconds: float) -> None:
+        """Of both kinds of events at all loads, each measurement so many seconds long."""
+        kinds = (("inline", self.files, inline), ("file://", uris, by_uri))
+        top = self.results.new.images_per_second
+        for load in (1 / top, *LOADS):
+            rate = load * top
+            for number in range(STEADY_ROUNDS if load == STEADY else 1):
+                for kind, each, make in kinds:
                     count = max(latency.LEAST_EVENTS, round(rate * seconds))
-                    events = latency.stream(f"{kind[:4]}-{rate:.0f}", each, make, count)
-                    measured = latency.measure(rig, events, rate)
-                    found.latencies.setdefault(kind, []).append(measured)
+                    run = f"{kind[:4]}-{rate:.0f}-{number}"
+                    measured = latency.measure(rig, latency.stream(run, each, make, count), rate)
+                    loads = self.results.latencies.setdefault(kind, {})
+                    loads.setdefault(rate, []).append(measured)
                     half = f"p50 {1e3 * measured.p50_seconds:.0f} ms"
                     print(f"{kind}, {rate:.0f}/s: {half}", flush=True)
-            found.redelivered += rig.redelivered()
 
     def scaling(self, workers: int, number: int) -> Drained:
         """Throughput and cost of several workers, each decoding in one process, for the n-th time.

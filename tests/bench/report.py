@@ -36,7 +36,8 @@ class Results:
     rounds: list[Round] = field(default_factory=list)
     exact: Drained | None = None  # the same bytes under other ids
     files: Drained | None = None  # pictures never seen, file:// events
-    latencies: dict[str, list[Latency]] = field(default_factory=dict)  # by kind of event
+    # By kind of event, then by events a second: its rounds.
+    latencies: dict[str, dict[float, list[Latency]]] = field(default_factory=dict)
     scaling: list[dict[int, Drained]] = field(default_factory=list)  # by number of workers
     redelivered: int = 0  # events
 
@@ -48,6 +49,16 @@ class Results:
     def rival(self, name: str) -> Pace:
         """Its middle round."""
         return _middle([each.rivals[name] for each in self.rounds])
+
+    def latency(self) -> dict[str, list[Latency]]:
+        """By kind of event, at each load the round whose p50 is the middle one."""
+        return {
+            kind: [
+                sorted(rounds, key=lambda each: each.p50_seconds)[len(rounds) // 2]
+                for rounds in loads.values()
+            ]
+            for kind, loads in self.latencies.items()
+        }
 
     def speedup(self, name: str) -> float:
         """Images a second over a rival's."""
@@ -68,7 +79,7 @@ def summary(results: Results) -> dict[str, float]:
     """The figures a later run is compared with. Ratios are of processor time or of images/s."""
     new, exact = results.new, results.exact
     assert exact
-    steady, by_uri = (_steady(each, new) for each in results.latencies.values())
+    steady, by_uri = (_steady(each, new) for each in results.latency().values())
     return {
         "images_per_second": new.images_per_second,
         "ideal_images_per_second": results.rival("ideal").images_per_second,
@@ -132,7 +143,7 @@ def print_results(results: Results) -> None:
         new, exact = (MS * getattr(each, name) for each in (results.new, results.exact))
         print(f"| ({name.removesuffix('_cpu')}) | {new:.2f} | {exact:.2f} |")
     print("\n| events | a second | p50 ms | p99 ms | in stages, ms |\n|---|---|---|---|---|")
-    for kind, latencies in results.latencies.items():
+    for kind, latencies in results.latency().items():
         for at in latencies:
             times = (at.p50_seconds, at.p99_seconds, at.service_seconds)
             cells = " | ".join(f"{MS * each:.0f}" for each in times)

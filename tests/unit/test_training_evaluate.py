@@ -2,10 +2,12 @@
 
 import io
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.unit.embedder_photos import encoded, tiles, write_tar
@@ -18,7 +20,7 @@ from worker.training.contestants import contestant
 from worker.training.evaluate import arrange
 from worker.training.photos import Photo, distinct, read_photos, without_pictures_of
 from worker.training.reshots import LeftOut, without_reshots
-from worker.training.trial import Pictures, figures, run_trial
+from worker.training.trial import AT_ONCE, Pictures, describe, figures, run_trial
 from worker.weightfile import read
 
 
@@ -160,6 +162,32 @@ def test_true_copies_among_the_originals_are_no_false_hits_of_each_other() -> No
     assert alone.originals == distinct(once)[:10]
     assert found.originals == alone.originals[:9]
     assert len(found.strangers) == 31
+
+
+def test_copies_are_made_as_they_are_described() -> None:
+    """However many photos are asked about, the edited copies of few are held at once."""
+    photos = list(tiles()[:3])
+    who, made, most = contestant("phash"), 0, 0
+
+    def copies() -> Iterator[Image.Image]:
+        nonlocal made
+        for number in range(3 * AT_ONCE + 1):
+            made += 1
+            yield photos[number % 3]
+
+    class Watched:
+        name, model_id, threshold = who.name, who.model_id, who.threshold
+        described = 0
+
+        def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+            nonlocal most
+            most = max(most, made - self.described)
+            self.described += len(images)
+            return who.describe(images)
+
+    rows = describe(Watched(), copies())
+    assert np.array_equal(rows, who.describe([photos[n % 3] for n in range(3 * AT_ONCE + 1)]))
+    assert most == AT_ONCE
 
 
 def test_nearest_strangers_by_hand() -> None:

@@ -30,7 +30,7 @@ def without_reshots(
     no false pair remains.
     """
     asked, stored = (
-        describe(judge, [photo.image for photo in photos])
+        describe(judge, (photo.image for photo in photos))
         for photos in (pictures.asked, pictures.stored)
     )
     same = (asked @ stored.T >= same_as) & pictures.others()

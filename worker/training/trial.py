@@ -5,8 +5,9 @@ distractors. Owns the scoring; knows no files and draws nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -86,22 +87,24 @@ class Trial:
 
 def run_trial(who: Contestant, pictures: Pictures, tick: Callable[[], None]) -> Trial:
     """Describe everything, then score; `tick` is called after each of the 2 + attacks rounds."""
-    rows = describe(who, [photo.image for photo in pictures.stored])
+    rows = describe(who, (photo.image for photo in pictures.stored))
     tick()
     queries = {}
     for attack in ATTACKS:
-        edited = [attack(photo.image, photo.sha256) for photo in pictures.originals]
+        edited = (attack(photo.image, photo.sha256) for photo in pictures.originals)
         queries[attack.name] = describe(who, edited)
         tick()
-    queries[STRANGERS] = describe(who, [photo.image for photo in pictures.strangers])
+    queries[STRANGERS] = describe(who, (photo.image for photo in pictures.strangers))
     tick()
     return _score(who, pictures, rows, queries)
 
 
-def describe(who: Contestant, images: list[Image.Image]) -> Rows:
-    """Rows (n, d) of some pictures, AT_ONCE together."""
-    parts = [who.describe(images[at : at + AT_ONCE]) for at in range(0, len(images), AT_ONCE)]
-    return np.concatenate(parts)
+def describe(who: Contestant, images: Iterable[Image.Image]) -> Rows:
+    """Rows (n, d) of some pictures, taken and described AT_ONCE together."""
+    coming, rows = iter(images), []
+    while some := list(islice(coming, AT_ONCE)):
+        rows.append(who.describe(some))
+    return np.concatenate(rows)
 
 
 def _score(who: Contestant, pictures: Pictures, rows: Rows, queries: dict[str, Rows]) -> Trial:
