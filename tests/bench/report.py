@@ -4,6 +4,7 @@ Owns the ratios and their names; measures nothing.
 """
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -53,10 +54,7 @@ class Results:
     def latency(self) -> dict[str, list[Latency]]:
         """By kind of event, at each load the round whose p50 is the middle one."""
         return {
-            kind: [
-                sorted(rounds, key=lambda each: each.p50_seconds)[len(rounds) // 2]
-                for rounds in loads.values()
-            ]
+            kind: [_middle(rounds, by="p50_seconds") for rounds in loads.values()]
             for kind, loads in self.latencies.items()
         }
 
@@ -68,11 +66,11 @@ class Results:
         )
 
 
-Paced = TypeVar("Paced", Drained, Pace)
+Measured = TypeVar("Measured", Drained, Pace, Latency)
 
 
-def _middle(rounds: list[Paced]) -> Paced:
-    return sorted(rounds, key=lambda each: each.images_per_second)[len(rounds) // 2]
+def _middle(rounds: list[Measured], by: str = "images_per_second") -> Measured:
+    return sorted(rounds, key=attrgetter(by))[len(rounds) // 2]
 
 
 def summary(results: Results) -> dict[str, float]:

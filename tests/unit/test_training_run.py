@@ -271,21 +271,23 @@ def test_an_average_lies_between_and_says_of_what_it_is(
 def test_photos_learned_before_are_not_held_out(trained: Path, tmp_path: Path) -> None:
     weights, silent = read(trained), tmp_path / "silent.safetensors"
     save(silent, replace(weights, description=replace(weights.description, training={})))
+    learned = "trained with --held-out 0.5: with 0.6, photos it has learned"
+    unread = "neither a folder nor a tar file"
     more = f"--photos none.tar --out {tmp_path / 'w'} --held-out 0.6"
     for line in (f"{trained} {silent}", f"{silent} {trained}"):
-        _refused(average, f"{line} {more}", "held-out 0.5: with 0.6, photos it has learned")
-    _refused(train, f"--start {trained} --steps 1 {more}", "trained.safetensors was trained with")
+        assert learned in _refusal(average, f"{line} {more}")
+    assert learned in _refusal(train, f"--start {trained} --steps 1 {more}")
     photos = "--photos none.tar --held-out 0.6"
     for line in (f"--weights {trained}@fp32 {photos}", f"--against {trained} {photos}"):
-        _refused(evaluate, line, "held-out 0.5: with 0.6, photos it has learned")
-    _refused(calibrate, f"--weights {trained} {photos}", "held-out 0.5: with 0.6, photos it has")
+        assert learned in _refusal(evaluate, line)
+    assert learned in _refusal(calibrate, f"--weights {trained} {photos}")
     for line in (photos, f"--weights {silent} {photos}", f"--weights {trained} {photos[:-1]}5"):
         for command in (evaluate, calibrate):
-            _refused(command, line, "neither a folder nor a tar file")
+            assert unread in _refusal(command, line)
     # No more than before, and what is not known, are refused for want of photos only.
-    _refused(average, f"{trained} {trained} {more[:-1]}5", "neither a folder nor a tar file")
-    _refused(average, f"{silent} {silent} {more}", "neither a folder nor a tar file")
-    _refused(train, f"--start default --steps 1 {more}", "neither a folder nor a tar file")
+    assert unread in _refusal(average, f"{trained} {trained} {more[:-1]}5")
+    assert unread in _refusal(average, f"{silent} {silent} {more}")
+    assert unread in _refusal(train, f"--start default --steps 1 {more}")
 
 
 def test_too_few_photos_are_one_line_errors(tmp_path: Path, trained: Path) -> None:
@@ -312,23 +314,26 @@ def test_a_wrong_argument_is_told_before_any_photo_is_read(
 ) -> None:
     nowhere, nothing = tmp_path / "missing" / "file", f"--photos {tmp_path / 'none.tar'}"
     (tmp_path / "taken").touch()
-    evaluating, calibrating = partial(_refused, evaluate), partial(_refused, calibrate)
-    training = partial(_refused, train)
-    evaluating(f"{nothing} --json {nowhere}", "no folder")
-    evaluating(f"{nothing} --out {tmp_path / 'taken'}", "cannot be a folder")
-    calibrating(f"{nothing} --plot {nowhere}", "no folder")
-    calibrating(f"{nothing} --write {nowhere}", "no folder")
-    training(f"{nothing} --steps 1 --out {nowhere}", "no folder")
-    training(f"{nothing} --steps 1 --out {tmp_path}", "cannot be written")
-    training(f"{nothing} --steps 1 --out {tmp_path / 'w'} --resume", "w.checkpoint to resume from")
+    evaluating, calibrating = partial(_refusal, evaluate), partial(_refusal, calibrate)
+    training = partial(_refusal, train)
+    assert "no folder" in evaluating(f"{nothing} --json {nowhere}")
+    assert "cannot be a folder" in evaluating(f"{nothing} --out {tmp_path / 'taken'}")
+    assert "no folder" in calibrating(f"{nothing} --plot {nowhere}")
+    assert "no folder" in calibrating(f"{nothing} --write {nowhere}")
+    assert "no folder" in training(f"{nothing} --steps 1 --out {nowhere}")
+    assert "cannot be written" in training(f"{nothing} --steps 1 --out {tmp_path}")
+    assert "w.checkpoint to resume from" in training(
+        f"{nothing} --steps 1 --out {tmp_path / 'w'} --resume"
+    )
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    evaluating(f"{nothing} --out {tmp_path / 'out'}", "matplotlib")
-    calibrating(f"{nothing} --plot {tmp_path / 'p.png'}", "matplotlib")
+    assert "matplotlib" in evaluating(f"{nothing} --out {tmp_path / 'out'}")
+    assert "matplotlib" in calibrating(f"{nothing} --plot {tmp_path / 'p.png'}")
 
 
-def _refused(command: ModuleType, line: str, why: str) -> None:
-    with pytest.raises(ConfigError, match=why):
+def _refusal(command: ModuleType, line: str) -> str:
+    with pytest.raises(ConfigError) as refused:
         command.main(line.split())
+    return str(refused.value)
 
 
 @pytest.mark.parametrize(
