@@ -30,7 +30,7 @@ FEW_EVENTS = 32  # fewer from one poll: more would cost less each
 STOCKED_EVENTS = 64  # in work, and half of what may be: the next ones would wait for long
 DRAIN_SECONDS = 0.01  # of a poll of who stops, and looks each time whether its work is done
 BREATH_SECONDS = 0.02  # between polls that bring few, when busy
-BREATHS = 12  # of such pauses, where so many are in work, until they are half as many
+BREATHS = 25  # of such pauses, where so many are in work, until they are half as many
 STALLED_SECONDS = 60.0  # a loop that has not turned for longer than a rebalance may wait, and this
 
 
