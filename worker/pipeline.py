@@ -37,7 +37,7 @@ from worker.vectors import quantize
 log = logging.getLogger(__name__)
 
 SOON = 8  # pictures embedded before any is handed on, where one alone is nearly as cheap
-MANY, BACKLOG = 32, 128  # the same where a backlog is on its way: one longer turn on warm caches
+MANY, BACKLOG = 32, 96  # the same where a backlog is on its way: one longer turn on warm caches
 TOGETHER = 16  # resolved at once where as many are near: a trip to Redis or Kafka has its price
 STOCK = 32  # pictures behind which the last one waits for longer than `SOON` take to come together
 
