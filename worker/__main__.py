@@ -14,7 +14,7 @@ from importlib.metadata import version
 from queue import SimpleQueue
 from threading import Thread
 
-from worker import flags, logs, memory
+from worker import flags, logs, memory, threads
 from worker.arguments import Parser
 from worker.config import Settings
 from worker.errors import ConfigError, DedupError, InfrastructureError
@@ -65,6 +65,7 @@ def _told(command: Callable[[], int]) -> int:
 def run(argv: list[str]) -> int:
     """Run a worker until SIGTERM or SIGINT. Exit status 0: everything in flight was finished."""
     memory.keep_freed()
+    threads.interrupt_nobody()
     release = version("image-dedup-stream")
     parser = _parser(release)
     settings = flags.from_flags(Settings, parser.parse_args(argv))

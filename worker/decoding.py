@@ -30,7 +30,7 @@ from worker.decoder_memory import SLOTS
 from worker.decoder_process import DecoderProcess, Job, Pixels, ProcessLost
 from worker.errors import EventError, InfrastructureError, Reason
 from worker.images import ImageLimits, check_bytes
-from worker.threads import interrupt_nobody, show_name
+from worker.threads import show_name, take_long_turns
 
 _STUCK = 10  # times the deadline on the wall without using it up: the child hangs
 _MOST_THREADS = 4  # no codec works with more: before, its processor time need not be asked for
@@ -124,7 +124,7 @@ class DecoderPool:
 
     def _run(self) -> None:
         show_name()
-        interrupt_nobody()  # nor do the children
+        take_long_turns()  # as the children it starts
         try:
             while not self._finished():
                 self._start_missing()

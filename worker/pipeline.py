@@ -31,7 +31,7 @@ from worker.metrics import Metrics
 from worker.reading import Reader
 from worker.resolving import Resolver
 from worker.retrying import Closed, Persistence
-from worker.threads import interrupt_nobody, show_name
+from worker.threads import show_name, take_long_turns
 from worker.vectors import quantize
 
 log = logging.getLogger(__name__)
@@ -286,7 +286,7 @@ class Pipeline:
         job.pixels.add_done_callback(done)
 
     def _embed_stage(self) -> None:
-        interrupt_nobody()
+        take_long_turns()
         while True:
             turn, jobs = self._turns.take(self._take_decoded)
             if not jobs:

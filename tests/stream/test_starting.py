@@ -1,12 +1,15 @@
 """How a worker starts, or says why it does not, and how it ends before it has."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deploy.apache_kafka import KafkaServer
@@ -14,6 +17,7 @@ from deploy.local import LocalRedis
 from deploy.process import free_port
 from tests.conftest import Topics
 from tests.stream.harness import Worker, until
+from worker.threads import interrupt_nobody
 
 END_SECONDS = 60.0
 NOBODY = Topics("images", "verdicts", "dead-letters", "group")
@@ -35,6 +39,24 @@ def test_signals_close_together_end_a_worker_that_waits_for_kafka(
         last = worker.lines()[-1]
         assert (last["message"], last["waited_for"]) == ("stopped", "kafka")
         assert "Traceback" not in worker.log.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's")
+def test_neither_the_worker_nor_a_decoder_interrupts_others(
+    redis_server: LocalRedis, tmp_path: Path
+) -> None:
+    bootstrap = f"127.0.0.1:{free_port()}"
+    with Worker(bootstrap, redis_server.url, NOBODY, tmp_path / "worker.log") as worker:
+        waits = "waiting for kafka"
+        until(lambda: waits in {line["message"] for line in worker.lines()}, END_SECONDS, waits)
+        assert worker.process is not None
+        decoders = psutil.Process(worker.process.pid).children(recursive=True)
+        assert decoders
+        with ThreadPoolExecutor(1, initializer=interrupt_nobody) as asked:  # may be refused here
+            policy = asked.submit(os.sched_getscheduler, 0).result()
+        for pid in (worker.process.pid, *(decoder.pid for decoder in decoders)):
+            assert os.sched_getscheduler(pid) == policy
+        assert worker.terminate() == 0
 
 
 @pytest.mark.parametrize("mode", ["fp32", pytest.param("compiled", marks=pytest.mark.slow)])
