@@ -38,7 +38,7 @@ WARM_UP = 64
 RIVALS = ("ideal", "fp32 alone", "pdq", "phash")
 STRAIGHTFORWARD = ("-m", "tests.bench.straightforward")
 ROUNDS = 5  # of the worker and its rivals, in turns: whatever disturbs a machine does not last
-SCALING_ROUNDS = 3  # of numbers of workers, likewise
+SCALING_ROUNDS = 5  # of numbers of workers, likewise, up and down in turns
 SCALING_NAMESPACES = 3  # drained at once, each with all pictures: a topic that is long for many
 STEADY_ROUNDS = 3  # of the latency at the load at which it is stated, likewise
 SLOW_IMAGES = 200  # of the rivals that take longer, fewer do
@@ -56,9 +56,9 @@ def main(argv: Sequence[str]) -> int:
         bench = Bench(Path(directory), files, broker, options.embed_mode, results)
         bench.one_worker(options.decode_processes, options.seconds)
         for number in range(SCALING_ROUNDS):
-            results.scaling.append(
-                {count: bench.scaling(count, number) for count in options.workers}
-            )
+            counts = sorted(options.workers, reverse=number % 2 == 1)
+            drained = {count: bench.scaling(count, number) for count in counts}
+            results.scaling.append(dict(sorted(drained.items())))
     print_results(results)
     if options.plot:
         plot(results.latency(), options.plot)
