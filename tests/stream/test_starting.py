@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,40 +24,38 @@ END_SECONDS = 60.0
 NOBODY = Topics("images", "verdicts", "dead-letters", "group")
 
 
-def test_signals_close_together_end_a_worker_that_waits_for_kafka(
-    redis_server: LocalRedis, tmp_path: Path
-) -> None:
-    """The handler of one signal is often interrupted by the next, with whatever lock it holds."""
+@pytest.fixture
+def waiting(redis_server: LocalRedis, tmp_path: Path) -> Iterator[Worker]:
+    """A worker all of whose parts are there, but Kafka."""
     bootstrap = f"127.0.0.1:{free_port()}"
     with Worker(bootstrap, redis_server.url, NOBODY, tmp_path / "worker.log") as worker:
         waits = "waiting for kafka"
         until(lambda: waits in {line["message"] for line in worker.lines()}, END_SECONDS, waits)
-        assert worker.process is not None
-        for _ in range(50):
-            worker.process.send_signal(signal.SIGINT)
-            worker.process.send_signal(signal.SIGTERM)
-        assert worker.process.wait(END_SECONDS) == 0
-        last = worker.lines()[-1]
-        assert (last["message"], last["waited_for"]) == ("stopped", "kafka")
-        assert "Traceback" not in worker.log.read_text()
+        yield worker
+        worker.print_log()
+
+
+def test_signals_close_together_end_a_worker_that_waits_for_kafka(waiting: Worker) -> None:
+    """The handler of one signal is often interrupted by the next, with whatever lock it holds."""
+    assert waiting.process is not None
+    for _ in range(50):
+        waiting.process.send_signal(signal.SIGINT)
+        waiting.process.send_signal(signal.SIGTERM)
+    assert waiting.process.wait(END_SECONDS) == 0
+    last = waiting.lines()[-1]
+    assert (last["message"], last["waited_for"]) == ("stopped", "kafka")
+    assert "Traceback" not in waiting.log.read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's")
-def test_neither_the_worker_nor_a_decoder_interrupts_others(
-    redis_server: LocalRedis, tmp_path: Path
-) -> None:
-    bootstrap = f"127.0.0.1:{free_port()}"
-    with Worker(bootstrap, redis_server.url, NOBODY, tmp_path / "worker.log") as worker:
-        waits = "waiting for kafka"
-        until(lambda: waits in {line["message"] for line in worker.lines()}, END_SECONDS, waits)
-        assert worker.process is not None
-        decoders = psutil.Process(worker.process.pid).children(recursive=True)
-        assert decoders
-        with ThreadPoolExecutor(1, initializer=interrupt_nobody) as asked:  # may be refused here
-            policy = asked.submit(os.sched_getscheduler, 0).result()
-        for pid in (worker.process.pid, *(decoder.pid for decoder in decoders)):
-            assert os.sched_getscheduler(pid) == policy
-        assert worker.terminate() == 0
+def test_neither_the_worker_nor_a_decoder_interrupts_others(waiting: Worker) -> None:
+    assert waiting.process is not None
+    decoders = psutil.Process(waiting.process.pid).children(recursive=True)
+    assert decoders
+    with ThreadPoolExecutor(1, initializer=interrupt_nobody) as asked:  # may be refused here
+        policy = asked.submit(os.sched_getscheduler, 0).result()
+    for pid in (waiting.process.pid, *(decoder.pid for decoder in decoders)):
+        assert os.sched_getscheduler(pid) == policy
 
 
 @pytest.mark.parametrize("mode", ["fp32", pytest.param("compiled", marks=pytest.mark.slow)])
