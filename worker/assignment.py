@@ -5,7 +5,7 @@ kafka-python's IO thread takes and gives partitions. Knows nothing of Kafka clie
 """
 
 import logging
-from threading import Lock
+from threading import Condition, Lock
 from time import monotonic
 
 from worker.jobs import Job, Lease
@@ -23,6 +23,7 @@ class Assignment:
 
     def __init__(self, metrics: Metrics) -> None:
         self._lock = Lock()
+        self._fewer = Condition(self._lock)  # are in work
         self._metrics = metrics
         self._leases: dict[Partition, Lease] = {}
         self._tracker = OffsetTracker()
@@ -111,6 +112,7 @@ class Assignment:
     def _close(self, job: Job) -> None:
         if self._open.pop(id(job), None) is not None:
             self._bytes -= job.record.size
+            self._fewer.notify_all()
 
     def offsets_after(self, jobs: list[Job]) -> Offsets:
         """Where each partition stands once `jobs`, in order, are finished.
@@ -141,6 +143,11 @@ class Assignment:
         """Events in work."""
         with self._lock:
             return self._tracker.unfinished(partitions)
+
+    def wait_for_fewer(self, than: int, seconds: float) -> bool:
+        """Wait at most so long until fewer events are in work; whether they are."""
+        with self._fewer:
+            return self._fewer.wait_for(lambda: self._tracker.unfinished() < than, seconds)
 
     def load(self) -> tuple[int, int, float]:
         """Events in work, their bytes, and the age of the oldest in seconds."""

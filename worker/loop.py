@@ -30,7 +30,8 @@ FEW_EVENTS = 32  # fewer from one poll: more would cost less each
 STOCKED_EVENTS = 64  # in work, and half of what may be: the next ones would wait for long
 DRAIN_SECONDS = 0.01  # of a poll of who stops, and looks each time whether its work is done
 BREATH_SECONDS = 0.02  # between polls that bring few, when busy
-BREATHS = 25  # of such pauses, where so many are in work, until they are half as many
+# Where so many are in work: until they are half as many, or for so many looks whether to stop.
+STOCKED_SECONDS, STOCKED_LOOKS = 0.1, 5
 STALLED_SECONDS = 60.0  # a loop that has not turned for longer than a rebalance may wait, and this
 
 
@@ -129,8 +130,11 @@ class Loop:
         if unfinished < BUSY_EVENTS or polled >= FEW_EVENTS or self._paused:
             return
         stock = max(STOCKED_EVENTS, self._settings.in_flight_events // 2)
-        for _ in range(BREATHS if unfinished >= stock else 1):
-            if self._stop.wait(BREATH_SECONDS) or self._assignment.unfinished() < stock // 2:
+        if unfinished < stock:
+            self._stop.wait(BREATH_SECONDS)
+            return
+        for _ in range(STOCKED_LOOKS):
+            if self._assignment.wait_for_fewer(stock // 2, STOCKED_SECONDS) or self._stop.is_set():
                 return
 
     def _poll(self, seconds: float, most: int) -> list[Record]:

@@ -157,14 +157,15 @@ class Bench:
     def scaling(self, workers: int, number: int) -> Drained:
         """Throughput and cost of several workers, each decoding in one process, for the n-th time.
 
-        What counts is one long drain after a short one: what has just begun, Kafka's JVM above all,
-        is slower, and so is what has little left to do, as four workers would have most of the time
-        where one still has enough.
+        What counts is the second of two long drains: what has just begun is slower, Kafka's JVM
+        above all, and each worker while it fills its memory for the first time; and so is what has
+        little left to do, as four workers would have most of the time where one still has enough.
         """
-        runs = [f"scaling-{number}-{at}" for at in range(SCALING_NAMESPACES)]
         with serving(self.broker) as servers, self._rig(servers, workers, 1) as rig:
-            self._drain(rig, f"before-{number}", "image")
-            drained = rig.drain([event for run in runs for event in inline_events(run, self.files)])
+            for drain in ("before", "scaling"):
+                runs = [f"{drain}-{number}-{at}" for at in range(SCALING_NAMESPACES)]
+                events = [event for run in runs for event in inline_events(run, self.files)]
+                drained = rig.drain(events)
             self.results.redelivered += rig.redelivered()
         print(f"{workers} workers: {drained.images_per_second:.0f} images/s", flush=True)
         return drained

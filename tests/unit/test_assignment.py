@@ -1,5 +1,7 @@
 """Leases, what is in work, and what a rebalance drops."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from worker.assignment import Assignment
 from worker.jobs import Job, segments
 from worker.messages import ImageEvent, Op, Record
@@ -35,6 +37,19 @@ def test_finished_jobs_become_committable_in_order() -> None:
     assignment.committed({P: 3})
     assert assignment.committable() == {}
     assert assignment.load()[:2] == (0, 0)
+
+
+def test_who_waits_for_fewer_in_work_is_told_of_the_finished_and_of_the_dropped() -> None:
+    assignment = holding(P, Q)
+    finished, _, _ = assignment.admit([record(0, 1), record(0, 2), record(1, 1)])
+    assert not assignment.wait_for_fewer(3, seconds=0.01)
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(assignment.wait_for_fewer, than, 30.0) for than in (3, 2)]
+        assignment.finish([finished])
+        assert waiting[0].result()
+        assert not waiting[1].done()
+        assignment.released({Q})
+        assert waiting[1].result()
 
 
 def test_a_released_partition_takes_its_jobs_along() -> None:
