@@ -30,6 +30,8 @@ FEW_EVENTS = 32  # fewer from one poll: more would cost less each
 STOCKED_EVENTS = 64  # in work, and half of what may be: the next ones would wait for long
 DRAIN_SECONDS = 0.01  # of a poll of who stops, and looks each time whether its work is done
 BREATH_SECONDS = 0.02  # between polls that bring few, when busy
+SOME_EVENTS = 12  # in work: nobody is idle before they are half as many
+HALVED_SECONDS = 0.1  # more to wait for that: what comes meanwhile shares the trips
 # Where so many are in work: until they are half as many, or for so many looks whether to stop.
 STOCKED_SECONDS, STOCKED_LOOKS = 0.1, 5
 STALLED_SECONDS = 60.0  # a loop that has not turned for longer than a rebalance may wait, and this
@@ -132,6 +134,8 @@ class Loop:
         stock = max(STOCKED_EVENTS, self._settings.in_flight_events // 2)
         if unfinished < stock:
             self._stop.wait(BREATH_SECONDS)
+            if unfinished >= SOME_EVENTS:
+                self._assignment.wait_for_fewer(unfinished // 2, HALVED_SECONDS)
             return
         for _ in range(STOCKED_LOOKS):
             if self._assignment.wait_for_fewer(stock // 2, STOCKED_SECONDS) or self._stop.is_set():

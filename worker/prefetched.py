@@ -74,12 +74,23 @@ class Prefetched:
 
         A poll reads what is there and then asks for more; if that failed, as it does without
         credentials, what was read would be gone, and passed over by the next commit.
+
+        And where that was all there is, ask when it is wanted: what comes until then is in the
+        answer, too, and need not wait for the poll after next.
         """
+        if self._taken and self._read_to_the_end():
+            return []
         try:
             return list(self._send())
         except KafkaError as error:
             self._failure = error
             return []
+
+    def _read_to_the_end(self) -> bool:
+        """Whether no partition had more when it was last asked."""
+        states = tuple(self._fetcher._subscriptions.assignment.values())
+        known = all(state.position and state.highwater is not None for state in states)
+        return known and all(state.position.offset >= state.highwater for state in states)
 
 
 class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]
