@@ -12,6 +12,7 @@ from tests.contract.harness import Bench, job, maintain, near, place_all, resolv
 from tests.stream.harness import until
 from worker.errors import InfrastructureError
 from worker.index.cache import LAYOUT
+from worker.index.fsck import check
 from worker.index.keys import CLUSTER, RECORD, State, digest
 from worker.messages import Verdict
 
@@ -55,6 +56,27 @@ def test_a_match_without_a_name_says_that_the_index_is_damaged(bench: Bench) -> 
             index.place([bench.arrival("d", copies[1])])
 
 
+def test_a_match_whose_name_is_no_text_says_so(bench: Bench) -> None:
+    index, rows = bench.index(), vectors(1)
+    bench.index().place(bench.arrivals("p", rows))
+    write(bench, 1, 1, b"\xff")
+    with pytest.raises(InfrastructureError, match=NO_TEXT.format(1)):
+        index.place([bench.arrival("c", near(rows)[0])])
+
+
+def test_a_count_of_records_that_is_damaged_holds_up_nobody(bench: Bench) -> None:
+    """One wrong bit: the script would look for two thousand million records."""
+    index, rows = bench.index(), vectors(3)
+    bench.index().place(bench.arrivals("p", rows[:2]))
+    damaged = State(1, 2 + (1 << 31), 2)
+    bench.store().command("HSET", bench.keys().clusters, CLUSTER.pack(1), damaged.pack())
+    began = bench.sequences()
+    with pytest.raises(InfrastructureError, match=DAMAGED):
+        index.place([bench.arrival("c", rows[2])])
+    assert bench.sequences() == began
+    assert any("records" in line for line in check(bench.store(), bench.namespace))
+
+
 DAMAGED = r"index is damaged: records of cluster 1 are missing; see `python -m worker fsck`"
 
 
@@ -88,6 +110,19 @@ def lack_the_way(bench: Bench) -> None:
 
 NO_RECORD = "index is damaged: sequence {} has no record; see `python -m worker fsck`"
 NO_ID = "index is damaged: sequence {} has no id; see `python -m worker fsck`"
+NO_TEXT = "index is damaged: the id of sequence {} is no text; see `python -m worker fsck`"
+NO_COUNT = "index is damaged: nothing tells how many images there are; see `python -m worker fsck`"
+
+
+def write(bench: Bench, sequence: int, which: int, value: bytes) -> None:
+    """Overwrite one field of a sequence."""
+    key, first = bench.keys().record(sequence)
+    bench.store().command("HSET", key, first + which, value)
+
+
+def lose_count(bench: Bench) -> None:
+    """Without it sequences would be handed out that are others' already."""
+    bench.store().command("HDEL", bench.keys().meta, "sequence")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +132,9 @@ NO_ID = "index is damaged: sequence {} has no id; see `python -m worker fsck`"
         (lambda bench: lack(bench, 3, 1), "check copy", NO_ID.format(3)),
         (lambda bench: lack(bench, 3, 1), "add heir", NO_ID.format(3)),
         (lambda bench: lack(bench, 3, 1), "add original", NO_ID.format(3)),
+        (lambda bench: write(bench, 3, 1, b"\xff"), "check copy", NO_TEXT.format(3)),
+        (lose_count, "add original", NO_COUNT),
+        (lose_count, "delete original", NO_COUNT),
         (lambda bench: lack(bench, 3, 0), "add original", NO_RECORD.format(3)),
         (lambda bench: lack(bench, 3, 0), "delete original", NO_RECORD.format(3)),
         (lambda bench: lack(bench, 4, 0), "delete original", NO_RECORD.format(4)),

@@ -4,11 +4,10 @@
 -- the ids: each 40th insert also divides a bucket of ids and one of bytes, some 60 entries each. In
 -- layout 1, which has no salt, a bucket holds whatever was aimed at it: 2 to 4 ms for 1,000 entries.
 --
--- ARGV[2]  for all of them, packed (BE): u8 placing, else only recognising; u8 telling records, else
---          states alone; u32 records a reply may carry; u32 cluster limit, at which a cluster is
+-- ARGV[2]  for all of them, packed (BE): u8 placing, else only recognising; u64 log version by which
+--          they were routed; u32 records a reply may carry; u32 cluster limit, at which a cluster is
 --          due; u32 hard limit, at which an insert is refused
--- ARGV[3]  clusters that any of them probes, when telling also others the caller wants to know:
---          4 bytes id + 12 bytes state the caller holds; ...
+-- ARGV[3]  clusters that any of them probes: 4 bytes id + 12 bytes state the caller holds; ...
 -- ARGV[4]  the arrivals, packed (BE): u8 storing, else a check that writes nothing; 16 bytes SHA-256
 --          of the id; 16 bytes SHA-256 of the image; u32 partition; u48 offset; u32 length and image
 --          id; u32 length and vector (128 x int8, or none: recognising); u32 length and probes (u32
@@ -18,23 +17,23 @@
 --          server's history is another
 --          answers: u8 outcome, u64 sequence, u64 origin sequence, u32 length and text; ...
 --          tails: 4 bytes cluster, 12 bytes state, u32 index of the first record, u32 how many, the
---          records; ... of what the caller lacks, these arrivals' own records included; none
---          of them unless telling
+--          records; ... of what the caller lacks, these arrivals' own records included
 --   new       unknown id and bytes (recognise only)
 --   seen      settled before; the text is its verdict
 --   conflict  the id is known with other bytes
 --   exact     same bytes as the origin, whose id is the text
 --   placed    inserted now (a check: nothing written; origin is the image's own earlier sequence)
 --   again     inserted before but never settled
---   moved     a cluster named is retired: follow the log
+--   moved     a cluster named is retired, or a check was routed by an old log: follow the log
 --   behind    the tails are over the budget: load the clusters, ask again
 --   full      a home cluster is at the hard limit: split it, ask again; the text is its id
+--   held      one before it of its partition is to be asked again, and it would overtake that one
 
-local NEW, SEEN, CONFLICT, EXACT, PLACED, AGAIN, MOVED, BEHIND, FULL = 0, 1, 2, 3, 4, 5, 6, 7, 8
+local NEW, SEEN, CONFLICT, EXACT, PLACED, AGAIN, MOVED, BEHIND, FULL, HELD = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 if not served(ARGV[1]) then return {} end
-local placing, telling, budget, limit, hard_limit = struct.unpack('>BBI4I4I4', ARGV[2])
-placing, telling = placing == 1, telling == 1
+local placing, routed_by, budget, limit, hard_limit = struct.unpack('>BI8I4I4I4', ARGV[2])
+placing = placing == 1
 local version = tonumber(redis.call('HGET', meta, 'version'))
 local salt, count = lookups()
 local lookup = buckets_after(salt, count)
@@ -46,7 +45,7 @@ local wanted, total, all_wanted = {}, 0, true
 
 -- The first record of a probed cluster that the caller lacks, and how many there are.
 local function tail(place, state)
-  if not telling or state == held[place] then return 0, 0 end
+  if state == held[place] then return 0, 0 end
   local epoch, length = struct.unpack('>I4I4', state)
   local known_epoch, first = struct.unpack('>I4I4', held[place])
   if known_epoch ~= epoch then first = 0 end
@@ -165,6 +164,8 @@ local function decide(one)
     return EXACT, new, name, original
   end
   if not placing then return NEW end
+  -- What is stored is compared again by the sequence it has; a check would be told what came later.
+  if not one.storing and version ~= routed_by then return MOVED end
   local outcome = admit(one.probes)
   if outcome ~= PLACED then return outcome end
   if not one.storing then return PLACED, count + #inserts + 1, '', one.known or 0 end
@@ -248,13 +249,15 @@ local function tails()
 end
 
 read_states()
-local answers, at = {}, 1
+local answers, waits, at = {}, {}, 1
 while at <= #ARGV[4] do
   local one, high, low = {}, 0, 0
   one.storing, one.digest, one.sha, one.partition, high, low, one.id, one.vector, one.probes, at =
     struct.unpack('>Bc16c16I4I2I4I4c0I4c0I4c0', ARGV[4], at)
   one.storing, one.offset = one.storing == 1, high * 4294967296 + low
-  local outcome, sequence, text, origin = decide(one)
+  local outcome, sequence, text, origin = HELD, 0, '', 0
+  if not waits[one.partition] then outcome, sequence, text, origin = decide(one) end
+  if outcome >= MOVED then waits[one.partition] = true end
   text = text or ''
   answers[#answers + 1] =
     struct.pack('>BI8I8I4', outcome, sequence or 0, origin or 0, #text) .. text

@@ -6,22 +6,35 @@ looks everything up before it writes. It must not know what is done with the ans
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from worker.index.answers import Answer, Arrival, IndexSettings, Neighbour
 from worker.index.cache import Prefix
-from worker.index.keys import DIGEST, RECORD, digest
+from worker.index.keys import DIGEST, RECORD, digest, read_id
 from worker.index.space import Space
 from worker.index.store import Argument, Store
 
 PROBED = 4096
-"""Probed clusters one script takes, unless a single arrival has more."""
-OUTCOMES = ("new", "seen", "conflict", "exact", "placed", "again", "moved", "behind", "full")
+"""Probed clusters one script takes at most, unless a single arrival has more."""
+OUTCOMES = (
+    "new",
+    "seen",
+    "conflict",
+    "exact",
+    "placed",
+    "again",
+    "moved",
+    "behind",
+    "full",
+    "held",
+)
 STALE = "stale"
 """The outcome where the script answered nothing."""
+WAITING = frozenset(("moved", "behind", "full", "held", STALE))
+"""Outcomes of arrivals that the script has done nothing for: they are to be asked again."""
 
-HEADER = struct.Struct(">BBIII")
+HEADER = struct.Struct(">BQIII")
 ARRIVAL = struct.Struct(">B16s16sIHII")
 LENGTH = struct.Struct(">I")
 ANSWER = struct.Struct(">BQQI")
@@ -47,16 +60,15 @@ class Asked(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What one script said to its arrivals, and of clusters that are not as the caller holds them.
-
-    Of those the last script of a pipeline tells the records, the others the state alone.
-    """
+    """What one script said to its arrivals, and of clusters not as the caller holds them."""
 
     replies: list[Reply]
     tails: bytes
 
 
-def runs(asked: Sequence[Asked], most: int) -> Iterator[Sequence[Asked]]:
+def runs(
+    asked: Sequence[Asked], most: int, most_clusters: int = PROBED
+) -> Iterator[Sequence[Asked]]:
     """Divide arrivals, in order, into what one script may take."""
     first = 0
     ids: set[str] = set()
@@ -66,7 +78,7 @@ def runs(asked: Sequence[Asked], most: int) -> Iterator[Sequence[Asked]]:
         arrival = one.arrival
         repeats = arrival.image_id in ids or arrival.sha256[:DIGEST] in digests
         clusters.update(one.probes)
-        if at > first and (repeats or at - first >= most or len(clusters) > PROBED):
+        if at > first and (repeats or at - first >= most or len(clusters) > most_clusters):
             yield asked[first:at]
             first, ids, digests, clusters = at, set(), set(), set(one.probes)
         ids.add(arrival.image_id)
@@ -80,18 +92,15 @@ def ask(
     space: Space,
     settings: IndexSettings,
     parts: Sequence[Sequence[Asked]],
-    prefixes: dict[int, Prefix],
+    prefixes: Mapping[int, Prefix],
+    *,
+    version: int,
 ) -> list[Told]:
-    """Run the script once for each part; `prefixes` holds every cluster probed.
+    """Run the script once for each part, in one pipeline.
 
-    Records are told once, by the last script, for all parts: it saw all that those before it saw.
+    `prefixes` holds every cluster probed, `version` is that of the table they were chosen by.
     """
-    probed = dict.fromkeys(cluster for part in parts for one in part for cluster in one.probes)
-    told = [None] * (len(parts) - 1) + [list(probed)]
-    calls = [
-        (space.keys, arguments(space, part, settings, prefixes, clusters))
-        for part, clusters in zip(parts, told, strict=True)
-    ]
+    calls = [(space.keys, arguments(space, part, settings, prefixes, version)) for part in parts]
     return [
         read(raw, len(part))
         for raw, part in zip(store.scripts("arrive", calls), parts, strict=True)
@@ -102,17 +111,17 @@ def arguments(
     space: Space,
     asked: Sequence[Asked],
     settings: IndexSettings,
-    prefixes: dict[int, Prefix],
-    told: Sequence[int] | None,
+    prefixes: Mapping[int, Prefix],
+    version: int,
 ) -> list[Argument]:
-    """The arguments of the `arrive` script; it tells the records of the clusters `told`, if any."""
-    union = told or dict.fromkeys(cluster for one in asked for cluster in one.probes)
+    """The arguments of the `arrive` script."""
+    union = dict.fromkeys(cluster for one in asked for cluster in one.probes)
     places = {cluster: place for place, cluster in enumerate(union, 1)}
     held = [prefixes[cluster] for cluster in union]
     limits = settings.limits(len(space.table))
     header = HEADER.pack(
         bool(union),
-        told is not None,
+        version,
         settings.tail_records,
         limits.due,
         limits.hard,
@@ -177,6 +186,6 @@ def known(reply: Reply, arrival: Arrival) -> Answer | None:
     if reply.outcome == "conflict":
         return Answer("conflict", sequence)
     if reply.outcome == "exact":
-        origin = Neighbour(reply.text.decode(), reply.origin, 1.0)
+        origin = Neighbour(read_id(reply.text, reply.origin), reply.origin, 1.0)
         return Answer("exact", sequence, exact_of=origin)
     return None

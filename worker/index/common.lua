@@ -59,7 +59,9 @@ end
 -- handed out.
 local function lookups()
   local read = redis.call('HMGET', meta, 'salt', 'sequence')
-  return read[1], tonumber(read[2] or 0)
+  -- It is there from the beginning; without it sequences would be handed out once more.
+  if not read[2] then damaged('nothing tells how many images there are') end
+  return read[1], tonumber(read[2])
 end
 
 -- Whoever sends events chooses the digests; the salt, which nobody is told, chooses the buckets.
@@ -305,12 +307,16 @@ local function append(cluster, state, records)
   end
 end
 
+-- Fewer than asked for where some are missing: whatever a damaged state counts, nothing is read
+-- behind the first gap.
 local function read_records(cluster, first, last)
   local pieces = {}
   for index = math.floor(first / CHUNK), math.floor((last - 1) / CHUNK) do
     local from = math.max(first - index * CHUNK, 0) * RECORD
     local upto = math.min(last - index * CHUNK, CHUNK) * RECORD - 1
-    pieces[#pieces + 1] = redis.call('GETRANGE', chunk_key(cluster, index), from, upto)
+    local piece = redis.call('GETRANGE', chunk_key(cluster, index), from, upto)
+    pieces[#pieces + 1] = piece
+    if #piece <= upto - from then break end
   end
   return table.concat(pieces)
 end

@@ -25,9 +25,13 @@ def check_clusters(notes: Notes) -> None:
         raws = notes.store.read_clusters(notes.keys, held)
         # One that is not answered was retired since the pass began.
         read = {each: raw for each, raw in zip(part, raws, strict=True) if raw is not None}
-        for cluster, (state, _, records) in read.items():
-            _check_cluster(notes, cluster, State.unpack(state), records)
-        _check_ends(notes, {cluster: state for cluster, (state, _, _) in read.items()})
+        # Where they are fewer than a damaged state counts, it says nothing of chunks, either.
+        whole = {
+            cluster: state
+            for cluster, (state, _, records) in read.items()
+            if _has_its_records(notes, cluster, State.unpack(state), records)
+        }
+        _check_ends(notes, whole)
 
 
 def _table(notes: Notes, key: str, size: int) -> dict[int, bytes]:
@@ -74,10 +78,15 @@ def _check_counters(notes: Notes, log: Log, known: set[int]) -> None:
         notes.say("the counter 'cluster' would hand out ids of clusters that there were")
 
 
-def _check_cluster(notes: Notes, cluster: int, state: State, packed: bytes) -> None:
+def _has_its_records(notes: Notes, cluster: int, state: State, packed: bytes) -> bool:
     if len(packed) != state.length * RECORD:
         notes.say(f"cluster {cluster} has not as many records as it says")
-        return
+        return False
+    _check_records(notes, cluster, state, packed)
+    return True
+
+
+def _check_records(notes: Notes, cluster: int, state: State, packed: bytes) -> None:
     records = np.frombuffer(packed, LAYOUT)
     sequences = records["sequence"][records["sequence"] > 0]
     if len(sequences) != state.live:

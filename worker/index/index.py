@@ -251,8 +251,8 @@ class Index:
         """Ask round after round; a check is told `absent` in a namespace that there is not."""
         answers: list[Answer | None] = [None] * len(arrivals)
         for namespace, positions in _grouped(arrival.namespace for arrival in arrivals).items():
-            waiting = positions
-            for attempt in range(self._settings.place_attempts):
+            waiting, attempt = positions, 0
+            while waiting:
                 if attempt >= PATIENCE:
                     time.sleep(pause_before(attempt))
                 asked = [arrivals[at] for at in waiting]
@@ -265,14 +265,15 @@ class Index:
                 for at, reply in zip(waiting, replies, strict=True):
                     if not isinstance(reply, bool):
                         answers[at] = reply
-                waiting = [at for at, reply in zip(waiting, replies, strict=True) if reply is False]
-                if not waiting:
-                    break
-            else:
-                raise InfrastructureError(
-                    f"{len(waiting)} arrivals of {namespace!r} still wait for clusters that move "
-                    f"after {self._settings.place_attempts} rounds"
-                )
+                left = [at for at, reply in zip(waiting, replies, strict=True) if reply is False]
+                attempt = attempt + 1 if len(left) == len(waiting) else 0
+                waiting = left
+                if attempt == self._settings.place_attempts:
+                    raise InfrastructureError(
+                        f"{len(waiting)} arrivals of {namespace!r} still wait for clusters that "
+                        f"move after {attempt} rounds in which none was answered; if that goes on, "
+                        "see `python -m worker fsck`"
+                    )
         return answers
 
     def _remember(
@@ -296,7 +297,7 @@ class Index:
 
     def _recognise_round(self, space: Space, arrivals: list[Arrival]) -> list[Answer | bool | None]:
         parts = list(runs([Asked(each) for each in arrivals], self._settings.script_arrivals))
-        told = ask(self._store, space, self._settings, parts, {})
+        told = ask(self._store, space, self._settings, parts, {}, version=space.table.version)
         replies = [reply for each in told for reply in each.replies]
         if any(reply.outcome == STALE for reply in replies):
             self._spaces.forget(space)

@@ -49,6 +49,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote, unquote
 
+from worker.errors import InfrastructureError
+
 LAYOUT = "2"
 LAYOUTS = ("1", LAYOUT)
 """What this version reads and writes; what it makes anew has the last one."""
@@ -219,3 +221,14 @@ def decode(encoded: str) -> str:
 def digest(text: str) -> bytes:
     """Return the short digest an image id is looked up by."""
     return hashlib.sha256(text.encode()).digest()[:DIGEST]
+
+
+def read_id(raw: bytes, sequence: int) -> str:
+    """Return the image id kept for a sequence. Raises InfrastructureError where it is no text."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise InfrastructureError(
+            f"the index is damaged: the id of sequence {sequence} is no text; see "
+            "`python -m worker fsck`"
+        ) from error

@@ -7,6 +7,7 @@ sequence is one image's for ever, so what is remembered stays true. It must not 
 from collections import OrderedDict
 from collections.abc import Mapping
 
+from worker.index.keys import read_id
 from worker.index.space import Space
 from worker.index.store import PIPELINE, Store
 
@@ -56,6 +57,6 @@ class Names:
                 return None
             for sequence, name in zip(part, names, strict=True):
                 if name is not None:
-                    asked[sequence] = name.decode()
+                    asked[sequence] = read_id(name, sequence)
         self.learn(space, asked)
         return named | asked

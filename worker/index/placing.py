@@ -12,7 +12,17 @@ import numpy as np
 
 from worker.errors import InfrastructureError
 from worker.index.answers import Answer, Arrival, IndexSettings, Neighbour
-from worker.index.asking import PROBED, STALE, Asked, Reply, ask, each_tail, known, runs
+from worker.index.asking import (
+    PROBED,
+    STALE,
+    WAITING,
+    Asked,
+    Reply,
+    ask,
+    each_tail,
+    known,
+    runs,
+)
 from worker.index.cache import Cache, Prefix
 from worker.index.centroids import Route
 from worker.index.comparing import Found, Match, Query, compare
@@ -38,8 +48,6 @@ class Routed(NamedTuple):
     route: Route
     reply: Reply
     prefixes: list[Prefix]
-    whole: bool
-    """Whether the prefixes held have all that the script saw, in the same epochs."""
 
 
 class Placing:
@@ -55,26 +63,28 @@ class Placing:
     def round(
         self, space: Space, arrivals: Sequence[Arrival]
     ) -> tuple[list[Answer | bool | None], bool]:
-        """Ask once for each arrival of a namespace.
+        """Ask once for each arrival of a namespace, script by script.
 
         Answers each with its Answer, or False where it is to be asked again; then whether the
-        generation has stopped answering.
+        generation has stopped answering. The round ends with the first script that could not
+        answer all: later arrivals of their partitions must not overtake those that wait.
         """
         vectors = np.stack([arrival.vector for arrival in arrivals if arrival.vector is not None])
         version = space.table.version
         routes = self._route(space, vectors)
         answers: list[Answer | bool | None] = []
-        stale = False
-        for part in self._parts(space, routes):
-            told = self._ask(space, arrivals[part], vectors[part], routes[part])
+        for part in self._parts(space, arrivals, routes):
+            told = self._ask(space, arrivals[part], vectors[part], routes[part], version)
             concluded = self._conclude(space, told)
-            stale |= any(each.reply.outcome == STALE for each in told)
             self._catch_up(space, told)
             for at in self._astray(space, told, version):
                 concluded[at] = False
             answers += concluded
             self.cache.trim()
-        return answers, stale
+            if any(each.reply.outcome in WAITING for each in told):
+                break
+        stale = any(each.reply.outcome == STALE for each in told)
+        return answers + [False] * (len(arrivals) - len(answers)), stale
 
     def _route(self, space: Space, vectors: Vectors) -> list[Route]:
         chosen = self._settings
@@ -100,20 +110,26 @@ class Placing:
             if not set(route.clusters) <= set(told[at].route.clusters)
         ]
 
-    def _parts(self, space: Space, routes: list[Route]) -> Iterable[slice]:
-        """Split a batch so that the clusters of each part fit into the cache, and a script."""
+    def _parts(
+        self, space: Space, arrivals: Sequence[Arrival], routes: list[Route]
+    ) -> Iterable[slice]:
+        """Split a batch so that each part fits into a script, and its clusters into the cache."""
         fitting = self._settings.cache_bytes // (self._settings.limits(len(space.table)).due * ROW)
-        most = min(fitting, PROBED)
-        first, clusters = 0, set[int]()
-        for at, route in enumerate(routes):
-            clusters.update(route.clusters)
-            if at > first and len(clusters) > most:
-                yield slice(first, at)
-                first, clusters = at, set(route.clusters)
-        yield slice(first, len(routes))
+        asked = [
+            Asked(arrival, route.clusters) for arrival, route in zip(arrivals, routes, strict=True)
+        ]
+        first = 0
+        for part in runs(asked, self._settings.script_arrivals, min(fitting, PROBED)):
+            yield slice(first, first + len(part))
+            first += len(part)
 
     def _ask(
-        self, space: Space, arrivals: Sequence[Arrival], vectors: Vectors, routes: list[Route]
+        self,
+        space: Space,
+        arrivals: Sequence[Arrival],
+        vectors: Vectors,
+        routes: list[Route],
+        version: int,
     ) -> list[Routed]:
         prefixes = {
             cluster: self.cache.get(space.keys.origin, cluster)
@@ -124,35 +140,13 @@ class Placing:
         asked = [
             Asked(arrival, route.clusters) for arrival, route in zip(arrivals, routes, strict=True)
         ]
-        parts = list(runs(asked, self._settings.script_arrivals))
-        told = ask(self._store, space, self._settings, parts, prefixes)
-        # The last script may have brought a newer epoch than one before it saw, in which a record
-        # has moved; or nothing, of a cluster whose records were too many.
-        newer = set[int]()
-        for packed, state, first, records in each_tail(told[-1].tails):
-            cluster = CLUSTER.unpack(packed)[0]
-            prefix = prefixes[cluster]
-            held = prefix.state
-            self.cache.extend(prefix, state, first, records)
-            if not prefix.covers(held):
-                newer.add(cluster)
-        lacking: list[set[int]] = []
-        for part, each in zip(parts, told, strict=True):
-            saw = {CLUSTER.unpack(name)[0]: state for name, state, _, _ in each_tail(each.tails)}
-            gaps = {cluster for cluster in saw if not prefixes[cluster].covers(saw[cluster])}
-            lacking += [gaps | (newer - saw.keys())] * len(part)
-        replies = [reply for each in told for reply in each.replies]
+        told = ask(self._store, space, self._settings, [asked], prefixes, version=version)[0]
+        for packed, state, first, records in each_tail(told.tails):
+            self.cache.extend(prefixes[CLUSTER.unpack(packed)[0]], state, first, records)
         return [
-            Routed(
-                arrival,
-                vector,
-                route,
-                reply,
-                [prefixes[cluster] for cluster in route.clusters],
-                not gaps or gaps.isdisjoint(route.clusters),
-            )
-            for arrival, vector, route, reply, gaps in zip(
-                arrivals, vectors, routes, replies, lacking, strict=True
+            Routed(arrival, vector, route, reply, [prefixes[cluster] for cluster in route.clusters])
+            for arrival, vector, route, reply in zip(
+                arrivals, vectors, routes, told.replies, strict=True
             )
         ]
 
@@ -164,15 +158,15 @@ class Placing:
                 self.cache.extend(prefix, *raw)
 
     def _conclude(self, space: Space, told: list[Routed]) -> list[Answer | bool | None]:
-        """Compare the arrivals whose script answered everything, in one go."""
-        whole = [each for each in told if each.whole and each.reply.outcome in COMPARED]
+        """Compare the arrivals that were placed, in one go."""
+        placed = [each for each in told if each.reply.outcome in COMPARED]
         found = compare(
-            [_query(each) for each in whole],
+            [_query(each) for each in placed],
             self._settings.threshold,
             self._settings.matches,
         )
         stored = {
-            each.reply.sequence: each.arrival.image_id for each in whole if each.arrival.store
+            each.reply.sequence: each.arrival.image_id for each in placed if each.arrival.store
         }
         self._names.learn(space, stored)
         listed = {match.sequence for each in found for match in _listed(each)}
@@ -180,7 +174,7 @@ class Placing:
         if names is None:
             return [False] * len(told)
         answered = {
-            id(each): _placed(each, one, names) for each, one in zip(whole, found, strict=True)
+            id(each): _placed(each, one, names) for each, one in zip(placed, found, strict=True)
         }
         return [answered.get(id(each), _unless_unknown(each)) for each in told]
 
@@ -190,13 +184,15 @@ class Placing:
         for reply in replies:
             if reply.outcome == "full":
                 self._maintainer.work_on(space, CLUSTER.unpack(reply.text)[0])
-        behind = {
-            prefix.cluster: prefix
-            for each in told
-            if each.reply.outcome == "behind"
-            for prefix in each.prefixes
-        }
-        self._fetch(space, list(behind.values()))
+        # Those held back behind one that was behind would be so next: all are caught up at once.
+        if any(reply.outcome == "behind" for reply in replies):
+            behind = {
+                prefix.cluster: prefix
+                for each in told
+                if each.reply.outcome in ("behind", "held")
+                for prefix in each.prefixes
+            }
+            self._fetch(space, list(behind.values()))
         moved = any(reply.outcome in ("moved", "full") for reply in replies)
         if moved or any(reply.version > space.table.version for reply in replies):
             space.table.refresh()
