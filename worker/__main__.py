@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Dispatch; a wrong setting is one line and exit status 2, a service that is away 3."""
+    """Dispatch; a wrong setting is one line and exit status 2, a service that is away 3, ^C 130."""
     try:
         if argv and argv[0] in COMMANDS:
             module = importlib.import_module(COMMANDS[argv[0]][0])
@@ -40,6 +40,9 @@ def main(argv: list[str]) -> int:
         if argv and not argv[0].startswith("-"):
             raise ConfigError(f"there is no command {argv[0]!r}: {', '.join(COMMANDS)}")
         return run(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,6 +37,7 @@ Offsets = dict[Partition, int]
 BEGIN_MS = 5_000  # for the group's offset of a partition; the next poll asks again
 FRAME_BYTES = 2**31 - 1  # of an answer; Kafka's protocol has no longer ones
 IDLE_FETCH_MS = 100  # for an answer that there is nothing; Tansu's others, too, wait for part of it
+METADATA_MS = 30_000  # until partitions that were added are found; by itself five minutes
 IDLE_MS = 20  # kafka-python sleeps this long where nothing is fetchable: the latency of a resume
 
 
@@ -73,6 +74,7 @@ class Consumer:
             # times a second, but for the longest of what `poll` itself does.
             max_poll_interval_ms=session_ms + revoke_ms + BEGIN_MS,
             fetch_max_wait_ms=IDLE_FETCH_MS,
+            metadata_max_age_ms=METADATA_MS,
             retry_backoff_ms=IDLE_MS,
             reconnect_backoff_max_ms=2_000,
             metrics_enabled=False,

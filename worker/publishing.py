@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.structs import ConsumerGroupMetadata
 
 from worker.broker import Consumer, Offsets, structs
@@ -227,7 +227,10 @@ def send(producer: KafkaProducer, message: Outgoing) -> Any:
     """Hand a message to kafka-python's sender; its future resolves on acknowledgement."""
     # kafka-python refuses a record with neither key nor value; an empty key is the nearest to it.
     key = b"" if message.key is None and message.value is None else message.key
-    return producer.send(message.topic, message.value, key=key, headers=list(message.headers))
+    try:
+        return producer.send(message.topic, message.value, key=key, headers=list(message.headers))
+    except KafkaTimeoutError as error:  # which does not say what it waited for
+        raise KafkaTimeoutError(f"topic {message.topic!r}: {error.args[0]}") from error
 
 
 def acknowledged(producer: KafkaProducer, futures: list[Any], timeout_seconds: float) -> None:

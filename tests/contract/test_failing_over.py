@@ -118,6 +118,25 @@ def test_lost_writes_are_told_and_can_be_repeated(pair: Pair, bench: Bench) -> N
     bench.assert_whole()
 
 
+@pytest.mark.parametrize("command", ["FLUSHALL", "DEL {default}:root"])
+def test_a_namespace_that_was_emptied_is_filled_again(
+    pair: Pair, bench: Bench, command: str
+) -> None:
+    """The same server with the same history, as after an eviction of its root key, too."""
+    index, rows = bench.index(), vectors(10)
+    arrivals = bench.arrivals("p", rows)
+    index.place(arrivals)
+    bench.store().command(*command.split())
+    copy = bench.arrival("copy", near(rows)[3])
+    assert earliest_ids(index.place([copy])) == [None]
+    assert index.lost() == {0: arrivals[0].position[1]}
+    assert (index.stats()["server_changes"], index.stats()["lost_images"]) == (1, 10)
+    index.replaying(index.lost())
+    assert earliest_ids(index.place(arrivals))[:5] == [None, None, None, "copy", None]
+    index.ping()
+    assert (index.lost(), index.stats()["server_changes"]) == ({}, 1)
+
+
 def test_what_a_former_topic_held_is_not_read_again(pair: Pair, bench: Bench) -> None:
     """Its offsets mean others in the topic of now; that it is lost is counted all the same."""
     index, rows = bench.index(), vectors(20)

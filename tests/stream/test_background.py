@@ -3,11 +3,15 @@
 import math
 
 import numpy as np
+import pytest
 
-from deploy.local import LocalRedis
+from deploy.apache_kafka import KafkaServer
+from deploy.local import LocalRedis, kafka_admin
+from tests.conftest import PARTITIONS, Topics
 from tests.contract.harness import Bench, near, place_all, vectors
+from tests.photos import jpeg, scene
 from tests.stream.conftest import StartWorker
-from tests.stream.harness import until
+from tests.stream.harness import inline, publish, until
 from worker.embedder import Embedder
 from worker.index import Index
 
@@ -67,6 +71,25 @@ def test_a_damaged_namespace_stops_neither_upkeep_nor_audits_of_others(
     until(lambda: audited() == {"damaged", "whole"}, END_SECONDS, "an audit of each")
     assert worker.running
     whole.assert_whole()
+
+
+# Tansu takes what is published to no topic.
+@pytest.mark.parametrize(
+    "kafka_server", [pytest.param("apache", marks=pytest.mark.apache_kafka)], indirect=True
+)
+def test_a_topic_that_is_not_there_is_named(
+    kafka_server: KafkaServer, topics: Topics, start_worker: StartWorker
+) -> None:
+    """kafka-python says only that it waited; the worker goes on once the topic is made."""
+    with kafka_admin(kafka_server.bootstrap) as admin:
+        admin.delete_topics([topics.verdicts])
+    worker = start_worker(publish_timeout_seconds=2).wait_ready()
+    publish(kafka_server.bootstrap, topics.images, [inline("x", jpeg(scene(1)))])
+    until(lambda: not worker.get("/readyz").json()["kafka"], END_SECONDS, "not ready")
+    said = [line["error"] for line in worker.lines() if "publishing failed" in line["message"]]
+    assert said and f"topic '{topics.verdicts}'" in said[0]
+    kafka_server.create_topics({topics.verdicts: PARTITIONS})
+    until(lambda: worker.get("/readyz").json()["kafka"], END_SECONDS, "ready")
 
 
 def turn_away(bench: Bench) -> None:

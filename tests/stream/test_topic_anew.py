@@ -1,7 +1,7 @@
-"""A topic is deleted and made anew while a worker runs: its offsets begin at 0 once more."""
+"""A topic is made anew while a worker runs, so that its offsets begin at 0 once more, or grows."""
 
 import pytest
-from kafka.admin import NewTopic
+from kafka.admin import NewPartitions, NewTopic
 
 from deploy.apache_kafka import KafkaServer
 from deploy.local import kafka_admin
@@ -54,6 +54,23 @@ def test_events_of_a_topic_made_anew_are_younger_than_all_before(
         ("y", "unique", ""),
         ("y", "unique", ""),  # of the old topic and of the new one
     ]
+
+
+# Tansu cannot add any.
+@pytest.mark.parametrize(
+    "kafka_server", [pytest.param("apache", marks=pytest.mark.apache_kafka)], indirect=True
+)
+def test_partitions_that_are_added_are_read(
+    kafka_server: KafkaServer, topics: Topics, start_worker: StartWorker
+) -> None:
+    """Within half a minute, which is what a consumer's metadata may be old."""
+    worker = start_worker(threshold=0.999).wait_ready()
+    with kafka_admin(kafka_server.bootstrap) as admin:
+        admin.create_partitions({topics.images: NewPartitions(PARTITIONS + 1)})
+    added = inline("x", jpeg(scene(1)), partition=PARTITIONS)
+    publish_when_there(kafka_server, topics.images, [added])
+    answered(worker, 1)
+    assert worker.metric("dedup_assigned_partitions") == PARTITIONS + 1
 
 
 def answered(worker: Worker, count: int) -> None:

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from deploy.local import LocalRedis
+from tests.stream.harness import until
 from worker import logs
 from worker.__main__ import COMMANDS, main
 from worker.logs import Sparing
@@ -44,6 +46,27 @@ def test_a_reader_that_has_gone_is_no_broken_invariant() -> None:
         )
         os.close(writing)
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_control_c_ends_a_command_with_a_word() -> None:
+    with LocalRedis() as server:
+        os.kill(server.pid, signal.SIGSTOP)
+        fsck = subprocess.Popen(
+            [sys.executable, "-m", "worker", "fsck", "--redis-url", server.url],
+            stderr=subprocess.PIPE,
+        )
+        until(lambda: listens_to(fsck.pid, server.port), 60, "a connection to Redis")
+        fsck.send_signal(signal.SIGINT)
+        _, told = fsck.communicate(timeout=60)
+        os.kill(server.pid, signal.SIGCONT)
+    assert (fsck.returncode, told) == (128 + signal.SIGINT, b"interrupted\n")
+
+
+def listens_to(pid: int, port: int) -> bool:
+    """Whether a process is connected to that port."""
+    return any(
+        each.raddr and each.raddr.port == port for each in psutil.Process(pid).net_connections()
+    )
 
 
 def test_a_trouble_that_lasts_is_said_sparingly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ audit runs in a worker.
 """
 
 from worker import flags
-from worker.arguments import Parser, nonempty, whole
+from worker.arguments import Parser, between, nonempty, whole
 from worker.config import Settings
 from worker.embedder import read_weights
 from worker.errors import ConfigError
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--namespace", type=nonempty, default="default", help="which one [default]")
     parser.add_argument("--sample", type=whole(1), default=200, help="images to compare [200]")
     parser.add_argument(
-        "--at-least", type=float, default=0.0, help="exit with 1 below this recall [0]"
+        "--at-least", type=between(0, 1), default=0.0, help="exit with 1 below this recall [0]"
     )
     flags.add_flags(parser, Settings)
     args = parser.parse_args(argv)

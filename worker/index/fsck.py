@@ -65,7 +65,10 @@ def _check(store: Store, keys: Keys) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Check one namespace or all; exit status 1 when something does not hold."""
-    parser = Parser(prog="python -m worker fsck", description=__doc__)
+    parser = Parser(
+        prog="python -m worker fsck",
+        description="Check every invariant of the index: each line names one that does not hold.",
+    )
     parser.add_argument("--namespace", type=nonempty, help="only this one (default: all)")
     flags.add_flags(parser, RedisSettings)
     args = parser.parse_args(argv)

@@ -1,8 +1,10 @@
 """The last writes of a worker, and which of them Redis has lost.
 
 Redis answers before its replicas and its disk have a write, so a fail-over or a crash may lose the
-last ones. Owns remembering them, looking for them again on a server with another history, and the
-events that are to be read again therefore. It must not know how events are read.
+last ones; who empties Redis or lets it evict keys loses more, and the namespace begins anew under
+another generation. Owns remembering them, looking for them again on a server with another history
+or in another generation, and the events that are to be read again therefore. It must not know how
+events are read.
 """
 
 import logging
@@ -19,10 +21,10 @@ log = logging.getLogger(__name__)
 
 Position = tuple[int, int]
 """Partition and offset of an event."""
-HISTORIES = 65_536
-"""Namespaces of which is known with which history of the server their last write was answered."""
+ORIGINS = 65_536
+"""Namespaces of which is known where their last write was answered: generation and history."""
 UNCERTAIN = ""
-"""Stands for a history that is none: whatever the server's is, writes are looked for in it."""
+"""Stands for an origin that is none: whatever it is now, writes are looked for in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Recent:
     def __init__(self, store: Store, limit: int) -> None:
         self._store = store
         self._writes: deque[Write] = deque(maxlen=limit)
-        self._histories: OrderedDict[str, str] = OrderedDict()
+        self._origins: OrderedDict[str, str] = OrderedDict()
         self._lost: dict[int, int] = {}
         self._lock = threading.Lock()
         self.changes = self.lost_images = 0
@@ -52,27 +54,27 @@ class Recent:
         """Remember writes that were answered on that server."""
         with self._lock:
             self._writes.extend(writes)
-            known = self._histories.get(space.keys.namespace)
-            # Another thread has found another server before these writes were known: look again.
-            same = known is None or known == space.keys.history
-            self._note_history(space.keys.namespace, space.keys.history if same else UNCERTAIN)
+            known = self._origins.get(space.keys.namespace)
+            # Another thread has found another one before these writes were known: look again.
+            same = known is None or known == space.keys.origin
+            self._note_origin(space.keys.namespace, space.keys.origin if same else UNCERTAIN)
 
     def confirm(self, space: Space) -> None:
-        """Look for what was written, where that was in another history of the server.
+        """Look for what was written, where that was in another history or generation.
 
         Raises InfrastructureError; then it is looked for again next time.
         """
-        if self._histories.get(space.keys.namespace) == space.keys.history:
+        if self._origins.get(space.keys.namespace) == space.keys.origin:
             return
         with self._lock:
-            known = self._histories.get(space.keys.namespace)
-            if known is not None and known != space.keys.history:
+            known = self._origins.get(space.keys.namespace)
+            if known is not None and known != space.keys.origin:
                 self._look(space)
-            self._note_history(space.keys.namespace, space.keys.history)
+            self._note_origin(space.keys.namespace, space.keys.origin)
 
     def knows(self, namespace: str) -> bool:
         """Whether it was confirmed on some server: it was there."""
-        return namespace in self._histories
+        return namespace in self._origins
 
     def replay_from(self, position: Position) -> None:
         """An event whose image is gone is to be read again."""
@@ -91,11 +93,11 @@ class Recent:
                 if self._lost.get(partition) == offset:
                     del self._lost[partition]
 
-    def _note_history(self, namespace: str, history: str) -> None:
-        self._histories[namespace] = history
-        self._histories.move_to_end(namespace)
-        while len(self._histories) > HISTORIES:
-            self._histories.popitem(last=False)
+    def _note_origin(self, namespace: str, origin: str) -> None:
+        self._origins[namespace] = origin
+        self._origins.move_to_end(namespace)
+        while len(self._origins) > ORIGINS:
+            self._origins.popitem(last=False)
 
     def _add_lost(self, position: Position) -> None:
         partition, offset = position
