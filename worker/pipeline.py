@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.errors import EventError
+from worker.errors import ConfigError, EventError
 from worker.index import Index
 from worker.jobs import Job, Pixels
 from worker.lanes import LULL, InLine, Lanes, Turns, gather
@@ -174,6 +174,9 @@ class Pipeline:
             stage()
         except Closed:
             log.info("stopped while waiting for the index", extra={"stage": stage.__name__})
+        except ConfigError as error:  # another model's namespace: what to do is in its words
+            log.error("stage ended", extra={"stage": stage.__name__, "error": str(error)})
+            self.failure = error
         except BaseException as error:
             log.exception("stage died", extra={"stage": stage.__name__})
             self.failure = error

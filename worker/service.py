@@ -243,7 +243,13 @@ class Service:
         except BaseException as error:
             if self._loop.ended():  # Kafka does not answer any more what was asked of it before
                 return
-            log.exception("background work died", extra={"work": work.__name__.strip("_")})
+            about: dict[str, object] = {"work": work.__name__.strip("_")}
+            if isinstance(
+                error, ConfigError
+            ):  # another model's namespace: its words say what to do
+                log.error("background work ended", extra=about | {"error": str(error)})
+            else:
+                log.exception("background work died", extra=about)
             self._loop.fail(error)
 
     def _watch(self) -> None:

@@ -86,7 +86,10 @@ def test_rebuild_from_the_topic(
     events = [inline("a", picture(1)), inline("b", picture(2)), tombstone("a")]
     events += [inline("c", picture(3), op="check"), inline("d", picture(4), namespace="other")]
     assert rebuild(events) == 0
-    assert "3 events stored" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 events stored" in said and "failed; switched; " in said
+    assert rebuild([]) == 0
+    assert "failed; it answered before, so nothing was switched\n" in capsys.readouterr().out
     assert names(bench) == ["a", "b"]
     bench.assert_whole()
 

@@ -30,6 +30,7 @@ def test_a_switch_to_another_model_ends_an_idle_worker(
     last = worker.log.read_text().splitlines()[-1]
     assert last.startswith("error: namespace 'default' was filled by model another")
     assert "python -m worker rebuild --namespace default" in last
+    assert "Traceback" not in worker.log.read_text()
 
 
 def test_a_background_thread_that_dies_ends_an_idle_worker(

@@ -45,6 +45,11 @@ class Missing:
         self.count = 0
         self.some: list[str] = []
 
+    @property
+    def same(self) -> bool:
+        """Whether `new` is `old`: it answers already, and workers write to it."""
+        return self._old.prefix == self._new.prefix
+
     def stored(self) -> int:
         """Return the last sequence `old` has handed out."""
         return self._sequence(self._old)
@@ -54,8 +59,8 @@ class Missing:
 
         After InfrastructureError it may be called again, and goes on where it was.
         """
-        if self._old.prefix == self._new.prefix:
-            return  # it answers already, and workers write to it
+        if self.same:
+            return
         for first in range((self._seen + 1) // SPAN, upto // SPAN + 1, PAGE):
             self._compare(
                 {

@@ -84,9 +84,10 @@ def main(argv: list[str]) -> int:
         for each in namespaces:
             removed += persist("remove", remove_retired, store, each)
     gone = [f"; {count} keys of model {model} removed" for model, count in removed.items()]
+    done = "switched" if rebuild.switched else "it answered before, so nothing was switched"
     print(
         f"{', '.join(namespaces)}: {rebuild.done} events stored with model {embedder.model_id}, "
-        f"{rebuild.failed} failed; switched{''.join(gone)}"
+        f"{rebuild.failed} failed; {done}{''.join(gone)}"
     )
     return 0
 
@@ -144,6 +145,7 @@ class Rebuild:
         self._waiting = self._held = 0  # events in work, and their bytes
         self.done = self.failed = 0
         self.failures: list[str] = []  # the first of them, in words
+        self.switched = False  # else all of them answered with this model before
 
     def run(self, events: Iterable[Record]) -> None:
         """Read events and the topic to its end; switch; read to its end then.
@@ -169,6 +171,7 @@ class Rebuild:
                 )
             for namespace in self._namespaces:
                 self._persist("switch", self._index.switch, namespace)
+            self.switched = not all(each.same for each in missing.values())
             self.feed(unread())
         for namespace, each in missing.items():
             upto = self._persist("stored", each.stored)
