@@ -34,7 +34,7 @@ MESSAGE_BYTES = 100 * 1024 * 1024
 
 # Quick to start rather than quick at its peak, and small: tests run three beside the workers.
 JVM = (
-    "-Xmx384m",
+    "-Xmx768m",  # with half of it a broker was lost in collecting, given messages of 100 MB
     "-Xshare:auto",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",

@@ -221,7 +221,7 @@ def publish(
         producer.flush(120)
         placed = [future.get(timeout=120) for future in futures]
     finally:
-        producer.close()
+        producer.close(timeout=10)  # by itself it waits for ever for what was not acknowledged
     return [(metadata.partition, metadata.offset) for metadata in placed]
 
 
