@@ -174,11 +174,11 @@ class Pipeline:
             stage()
         except Closed:
             log.info("stopped while waiting for the index", extra={"stage": stage.__name__})
-        except ConfigError as error:  # another model's namespace: what to do is in its words
-            log.error("stage ended", extra={"stage": stage.__name__, "error": str(error)})
-            self.failure = error
         except BaseException as error:
-            log.exception("stage died", extra={"stage": stage.__name__})
+            # Of another model's namespace the words say what to do; where it was met does not.
+            expected = isinstance(error, ConfigError)
+            about = {"stage": stage.__name__, "error": str(error)}
+            log.error("stage ended", extra=about, exc_info=not expected)
             self.failure = error
 
     def admit(self, jobs: list[Job]) -> None:

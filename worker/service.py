@@ -243,13 +243,10 @@ class Service:
         except BaseException as error:
             if self._loop.ended():  # Kafka does not answer any more what was asked of it before
                 return
-            about: dict[str, object] = {"work": work.__name__.strip("_")}
-            if isinstance(
-                error, ConfigError
-            ):  # another model's namespace: its words say what to do
-                log.error("background work ended", extra=about | {"error": str(error)})
-            else:
-                log.exception("background work died", extra=about)
+            # Of another model's namespace the words say what to do; where it was met does not.
+            expected = isinstance(error, ConfigError)
+            about = {"work": work.__name__.strip("_"), "error": str(error)}
+            log.error("background work ended", extra=about, exc_info=not expected)
             self._loop.fail(error)
 
     def _watch(self) -> None:

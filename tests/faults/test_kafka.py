@@ -98,7 +98,7 @@ def test_what_a_thread_asks_of_kafka_after_the_end_is_not_its_death(
     worker = start_worker(command=(LATE, "question")).wait_ready()
     until(lambda: "late" in {line["message"] for line in worker.lines()}, SECONDS, "late")
     assert worker.terminate() == 0
-    assert "background work died" not in {line["message"] for line in worker.lines()}
+    assert "background work ended" not in {line["message"] for line in worker.lines()}
 
 
 @pytest.mark.apache_kafka

@@ -55,14 +55,17 @@ def test_control_c_ends_a_command_with_a_word() -> None:
             [sys.executable, "-m", "worker", "fsck", "--redis-url", server.url],
             stderr=subprocess.PIPE,
         )
-        until(lambda: listens_to(fsck.pid, server.port), 60, "a connection to Redis")
-        fsck.send_signal(signal.SIGINT)
-        _, told = fsck.communicate(timeout=60)
-        os.kill(server.pid, signal.SIGCONT)
+        try:
+            until(lambda: is_connected(fsck.pid, server.port), 60, "a connection to Redis")
+            fsck.send_signal(signal.SIGINT)
+            _, told = fsck.communicate(timeout=60)
+        finally:
+            fsck.kill()
+            os.kill(server.pid, signal.SIGCONT)
     assert (fsck.returncode, told) == (128 + signal.SIGINT, b"interrupted\n")
 
 
-def listens_to(pid: int, port: int) -> bool:
+def is_connected(pid: int, port: int) -> bool:
     """Whether a process is connected to that port."""
     return any(
         each.raddr and each.raddr.port == port for each in psutil.Process(pid).net_connections()
