@@ -32,7 +32,7 @@ from producer.sources import (
     read_folder,
     read_json_lines,
 )
-from worker.arguments import share
+from worker.arguments import Parser, share
 from worker.connections import KafkaSettings
 from worker.errors import ConfigError, InfrastructureError
 from worker.flags import add_flags, from_flags
@@ -145,7 +145,7 @@ class Run:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m producer",
         description="Publish image events to Kafka.",
         epilog=EPILOG,

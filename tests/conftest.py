@@ -32,6 +32,9 @@ class Topics(NamedTuple):
     group: str
 
 
+NOBODY = Topics("images", "verdicts", "dead-letters", "group")  # where none is reached
+
+
 @pytest.fixture
 def redis_server() -> Iterator[LocalRedis]:
     """An empty Valkey that keeps its data over `kill` and `restart`."""

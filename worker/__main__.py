@@ -16,7 +16,7 @@ from threading import Thread
 
 from worker import flags, logs, memory, threads
 from worker.arguments import Parser
-from worker.config import Settings
+from worker.config import Settings, unknown_variables
 from worker.errors import ConfigError, DedupError, InfrastructureError
 from worker.service import Service
 
@@ -73,6 +73,9 @@ def run(argv: list[str]) -> int:
     parser = _parser(release)
     settings = flags.from_flags(Settings, parser.parse_args(argv))
     logs.configure(settings.log_level, settings.log_format)
+    log = logging.getLogger(__name__)
+    for name, meant in unknown_variables().items():
+        log.warning("there is no such setting", extra={"variable": name, "meant": meant})
     service = Service(settings, release)
     _stop_at_signals(service)
     try:
@@ -80,7 +83,7 @@ def run(argv: list[str]) -> int:
     except ConfigError:
         raise
     except Exception:
-        logging.getLogger(__name__).exception("worker died")
+        log.exception("worker died")
         return 1
 
 

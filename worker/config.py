@@ -5,6 +5,7 @@ needs as arguments.
 """
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from worker import wellformed
-from worker.connections import GIB, KIB, MIB, KafkaSettings, RedisSettings, Topic
+from worker.connections import ENV_PREFIX, GIB, KIB, MIB, KafkaSettings, RedisSettings, Topic
 
 # What a child process that touches strangers' files is given of the environment: how to find and
 # run this Python, and how text is written. No setting, no key of a cloud.
@@ -292,6 +293,20 @@ class Settings(KafkaSettings, RedisSettings):
         if len({self.topic, self.verdict_topic, self.dead_letter_topic}) < 3:
             raise ValueError("topic, verdict_topic and dead_letter_topic must differ")
         return self
+
+
+def unknown_variables() -> dict[str, str]:
+    """Variables that look like settings and are none, with the setting that may be meant, or "".
+
+    They are no errors: where a service is called "dedup", Kubernetes itself sets DEDUP_PORT.
+    """
+    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    told = [name for name in os.environ if name.upper().startswith(ENV_PREFIX)]
+    return {
+        name: next(iter(get_close_matches(name.upper(), known, 1)), "")
+        for name in sorted(told)
+        if name.upper() not in known
+    }
 
 
 def harmless_environment() -> dict[str, str]:

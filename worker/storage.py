@@ -1,11 +1,13 @@
 """The connection to Redis: address, TLS, ACL user, time-outs. Knows nothing of what is stored."""
 
+import ssl
+from collections.abc import Iterator
 from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import AuthenticationError, RedisClusterException, RedisError
 from redis.retry import Retry
 
 from worker.connections import RedisSettings
@@ -13,10 +15,25 @@ from worker.errors import ConfigError, InfrastructureError
 
 
 def connect(settings: RedisSettings) -> "Redis | RedisCluster":
-    """A client that answers bytes. Connects lazily, but for a cluster, whose nodes it asks for.
+    """A client that answers bytes, and has been answered once.
 
-    Raises ConfigError for an address that cannot be read, and InfrastructureError when no node of
-    a cluster answers.
+    Raises ConfigError for an address that cannot be read, and where Redis does not let us in or is
+    not whom we are to trust; InfrastructureError where it does not answer.
+    """
+    try:
+        client = build(settings)
+        if isinstance(client, Redis):  # a cluster's nodes have answered
+            client.ping()
+    except (RedisError, RedisClusterException, OSError) as error:
+        raise _told(error) from error
+    return client
+
+
+def build(settings: RedisSettings) -> "Redis | RedisCluster":
+    """The client, which connects lazily, but for a cluster, whose nodes it asks for.
+
+    Raises ConfigError for an address that cannot be read, and what redis-py raises for a cluster
+    of which no node answers.
     """
     options: dict[str, Any] = {
         "socket_timeout": settings.redis_timeout_seconds,
@@ -46,5 +63,19 @@ def connect(settings: RedisSettings) -> "Redis | RedisCluster":
         return Redis.from_url(settings.redis_url, **options)
     except ValueError as error:
         raise ConfigError(f"redis_url: {error}") from None
-    except (RedisError, RedisClusterException) as error:
-        raise InfrastructureError(f"Redis: {error}") from error
+
+
+def _told(error: Exception) -> ConfigError | InfrastructureError:
+    for each in _behind(error):
+        if isinstance(each, AuthenticationError):
+            return ConfigError(f"Redis: DEDUP_REDIS_USERNAME, DEDUP_REDIS_PASSWORD: {each}")
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return ConfigError(f"Redis: {each}")
+    return InfrastructureError(f"Redis: {error or type(error).__name__}")
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those it was raised from: redis-py hands some on as text in another."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -13,7 +13,7 @@ from kafka import KafkaConsumer
 
 from deploy.apache_kafka import Access, LocalApacheKafka
 from deploy.local import LocalRedis
-from tests.conftest import Topics, require_apache_kafka
+from tests.conftest import NOBODY, require_apache_kafka
 from tests.stream.harness import Worker
 from worker.config import Settings
 from worker.connections import KafkaSettings
@@ -23,7 +23,6 @@ from worker.publishing import Outgoing, Publisher
 
 USERNAME, PASSWORD, KEY_PASSWORD = "producer", "not-for-the-log-7391", "key-hush-4410"
 WAIT_SECONDS = 120.0
-NOBODY = Topics("images", "verdicts", "dead-letters", "group")
 EVENT = json.dumps({"image_id": "1", "op": "delete"}).encode()
 
 pytestmark = pytest.mark.apache_kafka

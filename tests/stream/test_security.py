@@ -17,12 +17,12 @@ import pytest
 from deploy.apache_kafka import Access, LocalApacheKafka
 from deploy.local import LocalKafka, LocalRedis
 from deploy.process import free_port
-from tests.conftest import Topics, missing, require_apache_kafka
+from tests.conftest import NOBODY, Topics, missing, require_apache_kafka
 from tests.photos import jpeg, scene
 from tests.stream.conftest import StartWorker
 from tests.stream.harness import Event, Reader, Worker, inline, publish
 from worker.connections import RedisSettings
-from worker.errors import InfrastructureError
+from worker.errors import ConfigError, InfrastructureError
 from worker.flags import load
 from worker.index.fsck import check
 from worker.index.store import Store
@@ -137,11 +137,25 @@ def test_redis_lets_nobody_else_in(
         },
     }
     settings = load(RedisSettings, secure_redis.settings(certificate, **changes[wrong]))
-    with pytest.raises(InfrastructureError) as caught:
-        Store(connect(settings)).command("PING")
-    assert wrong != "name" or "Hostname mismatch" in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        connect(settings)
+    said = {"password": "DEDUP_REDIS_PASSWORD", "user": "DEDUP_REDIS_USERNAME"}
+    said |= {"authority": "CERTIFICATE_VERIFY_FAILED", "name": "Hostname mismatch"}
+    assert said.get(wrong, "") in str(caught.value)
     assert PASSWORD not in str(caught.value)
     assert PASSWORD[::-1] not in str(caught.value)
+
+
+def test_a_worker_that_redis_refuses_says_why_and_ends(
+    kafka_server: LocalKafka, secure_redis: SecureRedis, certificate: Certificate, tmp_path: Path
+) -> None:
+    wrong = secure_redis.settings(certificate, redis_password=PASSWORD[::-1])
+    url, log = wrong.pop("redis_url"), tmp_path / "worker.log"
+    with Worker(kafka_server.bootstrap, url, NOBODY, log, **wrong) as worker:
+        assert worker.process is not None
+        assert worker.process.wait(SECONDS) == 2
+    assert log.read_text().splitlines()[-1].startswith("error: Redis: DEDUP_REDIS_USERNAME, ")
+    assert PASSWORD[::-1] not in log.read_text()
 
 
 def test_redis_may_ask_for_a_client_certificate(certificate: Certificate, tmp_path: Path) -> None:
@@ -155,11 +169,11 @@ def test_redis_may_ask_for_a_client_certificate(certificate: Certificate, tmp_pa
     }
     with serve_securely(certificate, **asked) as secure:
         settings = load(RedisSettings, secure.settings(certificate, **shown))
-        assert Store(connect(settings)).command("PING")
+        assert connect(settings).ping()
         assert KEY_PASSWORD not in repr(settings)
         without = load(RedisSettings, secure.settings(certificate))
         with pytest.raises(InfrastructureError):
-            Store(connect(without)).command("PING")
+            connect(without)
 
 
 @pytest.mark.apache_kafka

@@ -16,12 +16,11 @@ import pytest
 from deploy.apache_kafka import KafkaServer
 from deploy.local import LocalRedis
 from deploy.process import free_port
-from tests.conftest import Topics
+from tests.conftest import NOBODY, Topics
 from tests.stream.harness import Worker, until
 from worker.threads import interrupt_nobody
 
 END_SECONDS = 60.0
-NOBODY = Topics("images", "verdicts", "dead-letters", "group")
 
 
 @pytest.fixture

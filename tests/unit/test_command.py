@@ -1,5 +1,6 @@
 """`python -m worker` as a command: what it says of a slip, and to a reader that has gone."""
 
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +32,21 @@ def test_a_misspelt_flag_is_one_line(
     told = capsys.readouterr()
     assert ended.value.code == 2
     assert (told.out, told.err.count("\n"), told.err[:7]) == ("", 1, "error: ")
+
+
+def test_a_variable_that_is_no_setting_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEDUP_TRESHOLD", "0.9")
+    monkeypatch.setenv("DEDUP_LOG_LEVEL", "info")
+    command = ["--weights", "no-such-file", "--http-port", "0", "--log-format", "json"]
+    assert main(command) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert "error: no weights file at no-such-file" in told
+    strange = [json.loads(line) for line in told if "no such setting" in line]
+    assert [(line["variable"], line["meant"]) for line in strange] == [
+        ("DEDUP_TRESHOLD", "DEDUP_THRESHOLD")
+    ]
 
 
 def test_a_reader_that_has_gone_is_no_broken_invariant() -> None:

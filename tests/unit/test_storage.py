@@ -10,8 +10,7 @@ from deploy.process import free_port
 from worker.connections import RedisSettings
 from worker.errors import ConfigError, InfrastructureError
 from worker.flags import load
-from worker.index.store import Store
-from worker.storage import connect
+from worker.storage import build, connect
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
@@ -19,7 +18,7 @@ def test_a_server_that_is_not_there_is_waited_for(scheme: str, tmp_path: Path) -
     address = f"{tmp_path}/no.sock" if scheme == "unix" else f"127.0.0.1:{free_port()}/0"
     settings = load(RedisSettings, {"redis_url": f"{scheme}://{address}", "redis_password": "x"})
     with pytest.raises(InfrastructureError):
-        Store(connect(settings)).command("PING")
+        connect(settings)
 
 
 @pytest.mark.parametrize("end", ["", "/", "/0", "?db=0", "/3?db=0"])
@@ -82,7 +81,7 @@ def test_no_part_of_a_password_that_is_not_encoded_is_shown(
 @pytest.mark.parametrize("special", "/?#[]@:% ")
 def test_a_password_that_is_encoded_is_taken_as_it_is_meant(special: str) -> None:
     url = f"redis://user:a{quote(special, safe='')}b@127.0.0.1:6379/3?protocol=2"
-    client = connect(load(RedisSettings, {"redis_url": url}))
+    client = build(load(RedisSettings, {"redis_url": url}))
     assert isinstance(client, Redis)
     options = client.connection_pool.connection_kwargs
     assert (options["password"], options["host"], options["db"]) == (f"a{special}b", "127.0.0.1", 3)
@@ -90,6 +89,6 @@ def test_a_password_that_is_encoded_is_taken_as_it_is_meant(special: str) -> Non
 
 def test_a_socket_may_have_an_at_in_its_path() -> None:
     for url in ("unix:///run/redis@6380/x.sock", "unix://user:p%2Fw@/run/redis@6380/x.sock?db=1"):
-        client = connect(load(RedisSettings, {"redis_url": url}))
+        client = build(load(RedisSettings, {"redis_url": url}))
         assert isinstance(client, Redis)
         assert client.connection_pool.connection_kwargs["path"] == "/run/redis@6380/x.sock"

@@ -41,6 +41,14 @@ def test_a_plot_that_is_no_png_is_told_before_the_work(tmp_path: Path) -> None:
             calibrate.main(["--photos", "none.tar", "--plot", str(tmp_path / name)])
 
 
+def test_wrong_weights_and_devices_are_told_before_photos_are_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no weights file at none"):
+        calibrate.main(["--photos", "none.tar", "--weights", "none.safetensors"])
+    command = ["--photos", "none.tar", "--out", str(tmp_path / "w"), "--steps", "1"]
+    with pytest.raises(ConfigError, match="warp"):
+        train.main([*command, "--device", "warp"])
+
+
 def test_a_demo_without_a_place_for_its_report_does_not_begin(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

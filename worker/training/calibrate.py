@@ -117,8 +117,8 @@ def main(argv: list[str]) -> int:
         if Path(arguments.plot).suffix.lower() != ".png":
             raise ConfigError(f"{arguments.plot} does not end in .png, which plots are written as")
         report.pyplot()
-    if arguments.held_out < 1:  # before what takes long
-        about = read_weights(arguments.weights).description
+    about = read_weights(arguments.weights).description  # before what takes long
+    if arguments.held_out < 1:
         check_held_out(arguments.weights, about, arguments.held_out)
     photos = distinct(read_photos(arguments.photos))
     if arguments.held_out < 1:

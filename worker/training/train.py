@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
             f"{checkpoint} of an earlier run is there: --resume goes on with it; "
             "to begin anew, remove it or choose another --out"
         )
+    device = pick_device(arguments["device"])
     start = None if arguments["start"] is None else read_weights(arguments["start"])
     if start is not None:
         check_held_out(arguments["start"], start.description, arguments["held_out"])
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
     known = {"start": start and start.model_id(), "photos": fingerprint(kept)}
     recipe = Recipe(**{**settings, **known})
     check_numbers(kept, held_out, recipe.batch)
-    run = Run(recipe, pick_device(arguments["device"]))
+    run = Run(recipe, device)
     if start is not None:
         run.start_from(start)
     if arguments["resume"]:
