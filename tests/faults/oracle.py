@@ -9,6 +9,7 @@
 5. A committed offset has only answered events below it, at every look and at the end.
 6. What was deleted is not stored, and where an answer is known beforehand (`workload.Promised`),
    it is that one each time it is given: nothing is found that was deleted before.
+7. Images of one partition are stored in its order, but for exact copies, unless Redis lost some.
 
 Owns the reading of topics, group offsets and the index; it must not know which fault was injected.
 What is like a deleted image must be promised: rule 2 knows only what is stored in the end.
@@ -195,6 +196,8 @@ class Oracle:
         stored = self._stored()
         self._judge_replay(stored, found)
         self._judge_uniques(stored, found)
+        if not self._losing:
+            self._judge_order(stored)
         assert check(self._store(), NAMESPACE) == []
         return found
 
@@ -280,6 +283,23 @@ class Oracle:
             near = np.flatnonzero(likeness[row] >= found[image.image_id]["threshold"])
             alike[image.image_id] = {unique[at].image_id for at in near} - {image.image_id}
         assert not any(alike.values()), f"alike and both unique: {dict(alike)}"
+
+    def _judge_order(self, stored: list[Stored]) -> None:
+        """Rule 7."""
+        places: dict[str, Place] = {}
+        for place, event in sorted(self.sent.items(), key=lambda sent: sent[0]):
+            if event.value is None:
+                places.pop(event.key, None)
+            elif not is_check(event):
+                places.setdefault(event.key, place)
+        found: dict[int, list[int]] = defaultdict(list)
+        for image in stored:
+            if image.vector is None:  # an exact copy may be recognised before others are embedded
+                continue
+            partition, offset = places[image.image_id]
+            found[partition].append(offset)
+        for partition, offsets in found.items():
+            assert offsets == sorted(offsets), f"partition {partition} out of order: {offsets}"
 
     def _store(self) -> Store:
         redis = self._redis

@@ -10,10 +10,10 @@ import pytest
 from deploy.local import LocalKafka, LocalRedis
 from tests.conftest import Topics
 from tests.faults import oracle as module
-from tests.faults.oracle import NAMESPACE, Oracle
+from tests.faults.oracle import NAMESPACE, Oracle, Place
 from tests.faults.workload import SETTINGS, TIMES, mixed
 from tests.stream.conftest import StartWorker
-from tests.stream.harness import tombstone
+from tests.stream.harness import Event, tombstone
 from worker.index.keys import Keys
 from worker.index.store import Store
 
@@ -77,6 +77,14 @@ def keys(redis: LocalRedis) -> Keys:
     return Keys(NAMESPACE, generation.decode())
 
 
+def one_before_another(sent: dict[Place, Event]) -> dict[Place, Event]:
+    """Two pictures of one partition, neither of them an exact copy, each in the other's place."""
+    places = {event.key: place for place, event in sent.items()}
+    one, another = places["3-1"], places["like-0"]
+    assert one[0] == another[0]
+    return {one: sent[another], another: sent[one]}
+
+
 TAMPERINGS: list[Callable[[Verdicts], None]] = [
     lost,
     twice,
@@ -133,6 +141,12 @@ def test_a_clean_run_passes_and_no_tampered_one(
         with pytest.raises(AssertionError):  # what was deleted is stored
             oracle.judge()
         oracle.sent.update([last])
+        oracle.judge()
+        swapped = one_before_another(oracle.sent)
+        oracle.sent.update(swapped)
+        with pytest.raises(AssertionError, match="out of order"):
+            oracle.judge()
+        oracle.sent.update(zip(swapped, reversed(swapped.values()), strict=True))
         oracle.judge()
         redis_server.client().set(keys(redis_server).chunk(1, 1), b"x")
         with pytest.raises(AssertionError):  # a key that is nobody's
