@@ -229,6 +229,8 @@ class Service:
             try:
                 return build()
             except InfrastructureError as error:
+                errors = {"redis": self.metrics.redis_errors, "kafka": self.metrics.kafka_errors}
+                errors[name].labels(type(error.__cause__ or error).__name__).inc()
                 if self._sparing.due(name, str(error)):
                     log.warning("waiting for %s", name, extra={"error": str(error)})
                 if self._stopping.wait(START_PAUSE_SECONDS):

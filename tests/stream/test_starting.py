@@ -46,6 +46,13 @@ def test_signals_close_together_end_a_worker_that_waits_for_kafka(waiting: Worke
     assert "Traceback" not in waiting.log.read_text()
 
 
+def test_who_waits_at_the_start_shows_it_in_the_metrics(waiting: Worker) -> None:
+    lines = waiting.get("/metrics").text.splitlines()
+    errors = [line for line in lines if line.startswith("dedup_kafka_errors_total{")]
+    assert sum(float(line.split()[-1]) for line in errors) > 0
+    assert "dedup_assigned_partitions 0.0" in lines
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's")
 def test_neither_the_worker_nor_a_decoder_interrupts_others(waiting: Worker) -> None:
     assert waiting.process is not None

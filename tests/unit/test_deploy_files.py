@@ -71,7 +71,7 @@ def test_what_services_refer_to_exists() -> None:
     for name, service in services().items():
         assert set(service.get("depends_on", ())) <= set(services()), name
         for volume in service.get("volumes", ()):
-            source = volume.split(":")[0]
+            source = volume["source"] if isinstance(volume, dict) else volume.split(":")[0]
             if source.startswith("./deploy"):
                 assert (ROOT / source).exists(), source
             elif not source.startswith("."):
@@ -138,8 +138,27 @@ def test_the_worker_port_is_the_same_everywhere() -> None:
     (target,) = read_yaml("prometheus", "prometheus.yml")["scrape_configs"][0]["dns_sd_configs"]
     assert str(target["port"]) == port
     assert set(target["names"]) <= set(services())
-    assert f"localhost:{port}/livez" in " ".join(services()["worker"]["healthcheck"]["test"])
-    assert f"EXPOSE {port}" in (DEPLOY / "Dockerfile").read_text()
+    assert f"localhost:{port}/readyz" in " ".join(services()["worker"]["healthcheck"]["test"])
+    image = (DEPLOY / "Dockerfile").read_text()
+    assert f"EXPOSE {port}" in image
+    assert "DEDUP_HTTP_HOST=0.0.0.0" in image
+
+
+def test_compiled_networks_outlive_a_container_in_a_folder_of_the_user() -> None:
+    """Docker makes a volume's folder as the image has it, and as root's where it has none."""
+    default = Settings.model_fields["compiled_folder"].default
+    folder = str(default).replace("~", "/home/dedup")
+    assert f"compiled:{folder}" in services()["worker"]["volumes"]
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    assert lines.index("USER dedup") < lines.index(
+        f"RUN mkdir -p -m 700 /home/dedup/.cache {folder}"
+    )
+
+
+def test_the_image_brings_extras_that_exist() -> None:
+    (brought,) = re.findall(r"^ARG EXTRAS=(.+)$", (DEPLOY / "Dockerfile").read_text(), re.M)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(brought.split(",")) <= set(extras["optional-dependencies"])
 
 
 def test_grafana_reads_this_prometheus() -> None:
