@@ -26,7 +26,7 @@ from worker.errors import ConfigError, EventError
 from worker.index import Index
 from worker.jobs import Job, Pixels
 from worker.lanes import LULL, InLine, Lanes, Turns, gather
-from worker.messages import MessageLimits, parse
+from worker.messages import MessageLimits, Op, parse
 from worker.metrics import Metrics
 from worker.reading import Reader
 from worker.resolving import Resolver
@@ -121,6 +121,8 @@ class Pipeline:
         self._passed_to_decoders = self._passed_embedder = 0
         self._deletes: InLine[str] = InLine()  # by namespace
         self._ids: InLine[tuple[str, str]] = InLine()  # those of adds and checks, with namespace
+        # By namespace, the bytes of checks: a copy that is recognised would be what they find.
+        self._checks: InLine[tuple[str, bytes]] = InLine()
         self._stopping = Event()
         self._reader = Reader(
             self._fetch,
@@ -239,7 +241,12 @@ class Pipeline:
                 return False
             job.fetched = len(job.data)
         job.sha256 = hashlib.sha256(job.data).digest()
-        return early
+        assert job.event is not None
+        asked = job.event.namespace, job.sha256
+        if job.event.op is Op.CHECK:
+            self._checks.enter(asked)
+            return early
+        return early and asked not in self._checks
 
     def _enter(self, job: Job) -> bool:
         """Put it in line; whether nothing is before it that must be decided first.
@@ -264,6 +271,8 @@ class Pipeline:
             self._deletes.leave(job.event.namespace)
         else:
             self._ids.leave((job.event.namespace, job.event.image_id))
+            if job.event.op is Op.CHECK and job.sha256:
+                self._checks.leave((job.event.namespace, job.sha256))
 
     def _abandon(self, source: "Future[bytes]") -> None:
         if source.exception() is None:

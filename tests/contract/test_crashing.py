@@ -9,6 +9,7 @@ from tests.contract.harness import Bench, earliest_ids, near, place_all, vectors
 from tests.stream.harness import until
 from worker.errors import InfrastructureError
 from worker.index import Index
+from worker.index.keys import CLUSTER
 
 STEPS = (
     "locked",
@@ -156,6 +157,27 @@ def test_a_call_of_redis_that_fails_in_a_split_leaves_no_lock(bench: Bench, step
     assert [*bench.store().pages(bench.keys().prefix + "lock:")] == []
     vars(vars(index)["_maintainer"])["_step"] = lambda name: None
     place_all(index, more)
+    bench.assert_whole()
+
+
+@pytest.mark.parametrize("tidied", [0, 1000])
+def test_a_lock_whose_answer_was_lost_is_had(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tidied: int
+) -> None:
+    """redis-py asks again, and is refused what the first try was given."""
+    index = bench.index(tidy_clusters=tidied)
+    place_all(index, bench.arrivals("p", vectors(20)))
+    for at in range(200):
+        index.place([bench.arrival(f"q{at}", vectors(1, seed=at)[0])])
+    store, keys = bench.store(), bench.keys()
+    monkeypatch.setattr("secrets.token_hex", lambda _: "mine")
+    for cluster in store.command("HKEYS", keys.clusters):
+        store.command("SET", keys.lock(CLUSTER.unpack(cluster)[0]), "mine", "PX", 600_000)
+    before = store.command("HLEN", keys.clusters)
+    while index.maintain():
+        pass
+    assert store.command("HLEN", keys.clusters) > before
+    assert store.command("SCARD", keys.due) == 0
     bench.assert_whole()
 
 

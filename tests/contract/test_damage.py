@@ -44,6 +44,7 @@ def naming(sequence: int) -> bytes:
     ("breaking", "said"),
     [
         (lambda keys: ("DEL", keys.chunk(1, 0)), "records"),
+        (lambda keys: ("DEL", keys.clusters), "there is no cluster"),
         (lambda keys: ("HDEL", keys.centroids, b"\0\0\0\1"), "without a state or centroid"),
         (lambda keys: ("HDEL", keys.record(3)[0], keys.record(3)[1]), "has no record"),
         (lambda keys: ("HDEL", keys.record(3)[0], keys.record(3)[1] + 1), "has no id"),

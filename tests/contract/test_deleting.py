@@ -108,6 +108,27 @@ def test_clusters_that_fall_empty_merge_away(bench: Bench, limit: int) -> None:
     bench.assert_whole()
 
 
+def test_two_workers_do_not_merge_the_last_clusters_into_each_other(bench: Bench) -> None:
+    index, other = bench.index(), bench.index()
+    place_all(index, bench.arrivals("p", vectors(100)))
+    other.open(bench.namespace)
+    for at in range(100):
+        index.forget(bench.namespace, f"p-{at}", (0, 1000 + at))
+    met: list[str] = []
+
+    def meanwhile(step: str) -> None:
+        if step == "planned" and clusters(bench) == 2 and not met:
+            met.append(step)
+            maintain(other)
+
+    vars(vars(index)["_maintainer"])["_step"] = meanwhile
+    maintain(index)
+    assert met
+    assert clusters(bench) == 1
+    bench.assert_whole()
+    assert index.place([bench.arrival("q", vectors(1)[0])])[0].earliest is None
+
+
 def clusters(bench: Bench) -> int:
     return int(bench.store().command("HLEN", bench.keys().clusters))
 

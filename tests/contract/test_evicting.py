@@ -258,3 +258,11 @@ def contents(bench: Bench) -> dict[bytes, bytes]:
     store = bench.store()
     names = sorted(key for page in store.pages(bench.keys().prefix) for key in page)
     return dict(zip(names, store.commands([("DUMP", name) for name in names]), strict=True))
+
+
+def test_a_namespace_without_a_cluster_waits(bench: Bench) -> None:
+    place_all(bench.index(), bench.arrivals("p", vectors(3)))
+    keys = bench.keys()
+    bench.store().command("DEL", keys.clusters, keys.centroids, keys.log)
+    with pytest.raises(InfrastructureError, match="the index is damaged: it has no cluster"):
+        bench.index().place([bench.arrival("q", vectors(1, seed=1)[0])])

@@ -120,6 +120,22 @@ def test_an_id_is_its_first_events_whatever_is_known_of_the_next_ones_bytes(
     assert (dead.value, dict(dead.headers)["dedup-reason"]) == (known, b"id_conflict")
 
 
+def test_a_check_is_not_told_of_a_copy_that_came_after_it(
+    kafka_server: LocalKafka, topics: Topics, start_worker: StartWorker
+) -> None:
+    """The copy's bytes are known, so it might be stored before the check is decoded."""
+    known = jpeg(photos()["chelsea"])
+    start_worker(**PATIENT).wait_ready()
+    with Reader(kafka_server.bootstrap, topics.verdicts) as reader:
+        publish(kafka_server.bootstrap, topics.images, [inline("known", known, partition=0)])
+        reader.wait(lambda: len(reader.messages[topics.verdicts]) == 1, VERDICT_SECONDS, "one")
+        asked = inline("known", known, partition=0, op="check")
+        publish(kafka_server.bootstrap, topics.images, [asked, inline("b", known, partition=0)])
+        reader.wait(lambda: len(reader.messages[topics.verdicts]) == 3, VERDICT_SECONDS, "three")
+        said = sorted((v["image_id"], v["verdict"]) for v in reader.verdicts(topics.verdicts))
+    assert said == [("b", "exact"), ("known", "unique"), ("known", "unique")]
+
+
 def check_build_info(info: dict[str, str], verdicts: list[dict[str, Any]]) -> None:
     """It says what runs, as the verdicts do."""
     assert {info["model_id"]} == {verdict["model_id"] for verdict in verdicts}

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from worker.errors import InfrastructureError
 from worker.index.kernel import one_thread, places_in, product
 from worker.index.keys import ADDED, CENTROID, CLUSTER, Keys
 from worker.index.store import Store
@@ -160,13 +161,18 @@ class Table:
         did not fit the budget.
         One integer product does ROWS of them: with 60,000 centroids it takes less than a second
         level of centroids would save (deploy/decisions/index-routing.md). Others have the table in
-        between, so later rows may be routed by a newer one.
+        between, so later rows may be routed by a newer one. Raises InfrastructureError where there
+        is no cluster at all.
         """
         routes: list[Route] = []
         for at in range(0, len(vectors), ROWS):
             rows = vectors[at : at + ROWS]
             with self._lock, one_thread():
                 table, count = self._columns, len(self._columns.places)
+                if not count:
+                    raise InfrastructureError(
+                        "the index is damaged: it has no cluster; see `python -m worker fsck`"
+                    )
                 ids, inverse = table.ids[:count].copy(), table.inverse[:count].copy()
                 products = product(rows, table.centroids[:count])
             near = products.astype(np.float32)

@@ -17,6 +17,8 @@ AT_ONCE = 32
 def check_clusters(notes: Notes) -> None:
     """Check all clusters; notes where each vector was found."""
     table = _table(notes, notes.keys.clusters, STATE.size)
+    if not table:
+        notes.say("there is no cluster")
     _check_centroids(notes, set(table))
     clusters = list(table)
     for start in range(0, len(clusters), AT_ONCE):

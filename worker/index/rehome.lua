@@ -13,7 +13,7 @@
 -- ARGV[8]  cluster limit
 -- ARGV[9]  hard limit
 -- ARGV[10] records appended since the plan that may be placed here
--- Returns  {'done', ids of the new clusters...}, {'changed'} (read again), {'fenced'} (lock lost),
+-- Returns  {'done', ids of the new clusters...}, {'changed'} (read again; the last cluster stays), {'fenced'} (lock lost),
 --          {'stale'}
 
 if not served(ARGV[1]) then return {'stale'} end
@@ -94,6 +94,9 @@ for _, output in ipairs(outputs) do
     return {'changed'}
   end
 end
+
+-- Two workers may each have planned to merge an empty cluster into the other's.
+if retire and #outputs == 0 and redis.call('HLEN', clusters) < 2 then return {'changed'} end
 
 -- Images that will be told where their records are, those of one bucket in one go.
 local buckets, by_key = {}, {}

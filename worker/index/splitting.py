@@ -58,10 +58,14 @@ class Maintainer:
         Or when the generation or the server is another by now.
         """
         token = secrets.token_hex(16)
-        if not self._store.command(*self._lock(space, cluster, token)):
-            return False
         with self._given_back(space, [cluster], token):
-            return self._rebuild(space, cluster, token)
+            return self._locked(space, cluster, token) and self._rebuild(space, cluster, token)
+
+    def _locked(self, space: Space, cluster: int, token: str) -> bool:
+        if self._store.command(*self._lock(space, cluster, token)):
+            return True
+        # redis-py asks once more where an answer is lost, and is refused what it has.
+        return bool(self._store.command("GET", space.keys.lock(cluster)) == token.encode())
 
     def _rebuild(self, space: Space, cluster: int, token: str) -> bool:
         self._step("locked")
@@ -182,7 +186,8 @@ class Maintainer:
             [(space.keys, plan.arguments(self._limits(space), token)) for plan in locked],
         )
         self._step(f"{name}: moved")
-        self._release(space, [plan.contents.cluster for plan in locked], token)
+        # All of them: whose answer was lost has a lock, too.
+        self._release(space, [plan.contents.cluster for plan in made], token)
 
     def _limits(self, space: Space) -> Limits:
         return self._settings.limits(len(space.table))
