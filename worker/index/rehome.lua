@@ -13,8 +13,8 @@
 -- ARGV[8]  cluster limit
 -- ARGV[9]  hard limit
 -- ARGV[10] records appended since the plan that may be placed here
--- Returns  {'done', ids of the new clusters...}, {'changed'} (read again; the last cluster stays), {'fenced'} (lock lost),
---          {'stale'}
+-- Returns  {'done', ids of the new clusters...}, {'changed'} (read again; the last cluster stays),
+--          {'fenced'} (lock lost), {'stale'}
 
 if not served(ARGV[1]) then return {'stale'} end
 local cluster, retire = ARGV[2], ARGV[5] == '1'
